@@ -1,0 +1,39 @@
+# Everything a contributor or CI runs. Each target installs what it needs into .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint figures benchmark clean
+
+demo: $(STAMP)
+	$(BIN)/mirrorode run fig2 --quick
+	$(BIN)/mirrorode check fig2
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+figures: $(STAMP)
+	$(BIN)/mirrorode run fig2
+	$(BIN)/mirrorode figures
+
+benchmark: $(STAMP)
+	$(BIN)/python benchmarks/late_phase.py
+
+clean:
+	rm -rf $(VENV) runs
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(STAMP)

@@ -1,0 +1,70 @@
+"""mirrorode: mirror flow of homogeneous networks, integrated as a differential inclusion.
+
+Names are imported when they are first used, so that ``import mirrorode`` costs nothing.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Dataset": "mirrorode.problem.datasets",
+    "teacher_student": "mirrorode.problem.datasets",
+    "InputError": "mirrorode.problem.errors",
+    "MLP": "mirrorode.problem.networks",
+    "Euclidean": "mirrorode.problem.potentials",
+    "HyperbolicEntropy": "mirrorode.problem.potentials",
+    "SeparablePotential": "mirrorode.problem.potentials",
+    "SmoothedHomogeneous": "mirrorode.problem.potentials",
+    "MirrorFlow": "mirrorode.flow.mirror_flow",
+    "solve": "mirrorode.flow.solve",
+    "LogInverseLoss": "mirrorode.flow.stopping",
+    "LogTime": "mirrorode.flow.stopping",
+    "Time": "mirrorode.flow.stopping",
+    "Event": "mirrorode.flow.trajectory",
+    "Stats": "mirrorode.flow.trajectory",
+    "Status": "mirrorode.flow.trajectory",
+    "Trajectory": "mirrorode.flow.trajectory",
+    "norm_margin": "mirrorode.theory.margins",
+    "q_margin": "mirrorode.theory.margins",
+    "soft_q_margin": "mirrorode.theory.margins",
+    "Verdict": "mirrorode.theory.verdicts",
+    "verify": "mirrorode.theory.verdicts",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+if TYPE_CHECKING:
+    from mirrorode.flow.mirror_flow import MirrorFlow as MirrorFlow
+    from mirrorode.flow.solve import solve as solve
+    from mirrorode.flow.stopping import LogInverseLoss as LogInverseLoss
+    from mirrorode.flow.stopping import LogTime as LogTime
+    from mirrorode.flow.stopping import Time as Time
+    from mirrorode.flow.trajectory import Event as Event
+    from mirrorode.flow.trajectory import Stats as Stats
+    from mirrorode.flow.trajectory import Status as Status
+    from mirrorode.flow.trajectory import Trajectory as Trajectory
+    from mirrorode.problem.datasets import Dataset as Dataset
+    from mirrorode.problem.datasets import teacher_student as teacher_student
+    from mirrorode.problem.errors import InputError as InputError
+    from mirrorode.problem.networks import MLP as MLP
+    from mirrorode.problem.potentials import Euclidean as Euclidean
+    from mirrorode.problem.potentials import HyperbolicEntropy as HyperbolicEntropy
+    from mirrorode.problem.potentials import SeparablePotential as SeparablePotential
+    from mirrorode.problem.potentials import SmoothedHomogeneous as SmoothedHomogeneous
+    from mirrorode.theory.margins import norm_margin as norm_margin
+    from mirrorode.theory.margins import q_margin as q_margin
+    from mirrorode.theory.margins import soft_q_margin as soft_q_margin
+    from mirrorode.theory.verdicts import Verdict as Verdict
+    from mirrorode.theory.verdicts import verify as verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mirrorode' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

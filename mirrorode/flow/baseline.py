@@ -1,0 +1,157 @@
+"""The baseline: a method of torchdiffeq in log time, through kinks.
+
+The clock is σ = log(1 + t/τ), dz/dσ = (t + τ)𝓛·G, log time once t ≫ τ, regular at t = 0. The flow is
+as stiff there as the softmax, and its kinks are stepped across: this is what most would write
+first, kept to be compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import torchdiffeq
+from torch import Tensor
+from torchdiffeq._impl.odeint import SOLVERS  # the only list of its methods that it has
+from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver
+
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.stopping import LogInverseLoss
+from mirrorode.flow.trajectory import Stats, Status
+from mirrorode.problem.errors import require
+
+if TYPE_CHECKING:
+    from mirrorode.flow.solve import Recorder
+
+CHUNK = 0.25  # units of log time between two looks at the stopping rule
+FIXED_STEP = 0.01  # of methods without error control
+CLOSE = 1e-9  # relative, of the loss that is landed on
+
+
+class _OutOfSteps(Exception):
+    """Raised inside torchdiffeq to end a run that has used up its steps."""
+
+
+class _Field(torch.nn.Module):
+    """The right-hand side in σ, which counts and remembers the last accepted state."""
+
+    def __init__(self, flow: MirrorFlow, theta0: Tensor, stats: Stats, max_steps: int) -> None:
+        super().__init__()
+        self.flow, self.stats, self.max_steps = flow, stats, max_steps
+        dual, direction = flow.potential.gradient(theta0), flow.vector_field(theta0)
+        size = max(float(dual.square().mean().sqrt()), 1e-3)
+        speed = max(float(direction.square().mean().sqrt()), 1e-300)
+        self.log_tau = float(flow.log_inverse_loss(theta0)) + math.log(0.01 * size / speed)
+        self.last: tuple[float, Tensor] = (0.0, dual)
+
+    def forward(self, sigma: Tensor, dual: Tensor) -> Tensor:
+        self.stats.half_passes += 2
+        theta = self.flow.potential.inverse_gradient(dual)
+        loss = self.flow.log_inverse_loss(theta)
+        return torch.exp(self.log_tau + sigma - loss) * self.flow.vector_field(theta)
+
+    def callback_accept_step(self, sigma: Tensor, dual: Tensor, step: Tensor) -> None:
+        """Called by torchdiffeq at the start of each step that it has accepted."""
+        del step
+        self.last = (float(sigma), dual.clone())
+        self.stats.steps += 1
+        if self.stats.steps >= self.max_steps:
+            raise _OutOfSteps
+
+    def callback_reject_step(self, sigma: Tensor, dual: Tensor, step: Tensor) -> None:
+        """Called by torchdiffeq when it rejects a step."""
+        del sigma, dual, step
+        self.stats.rejected += 1
+
+    def log_time(self, sigma: float) -> float:
+        """log t = log τ + log(e^σ − 1)."""
+        return self.log_tau + sigma + math.log(-math.expm1(-sigma)) if sigma > 0 else -math.inf
+
+    def sigma(self, log_time: float) -> float:
+        """The clock at log t."""
+        gap = log_time - self.log_tau
+        return gap + math.log1p(math.exp(-gap)) if gap > 0 else math.log1p(math.exp(gap))
+
+
+def integrate(
+    flow: MirrorFlow,
+    theta0: Tensor,
+    method: str,
+    rtol: float,
+    atol: float,
+    recorder: Recorder,
+    stats: Stats,
+) -> Status:
+    """Run ``method`` until the rule of ``recorder`` is met, or it fails.
+
+    Raises:
+        InputError: if torchdiffeq has no such method.
+    """
+    names = ", ".join(sorted(SOLVERS))
+    require(method in SOLVERS, "method", f'be "auto" or one of {names}', repr(method))
+    field = _Field(flow, theta0, stats, recorder.max_steps)
+    adaptive = issubclass(SOLVERS[method], AdaptiveStepsizeODESolver)
+    options = {} if adaptive else {"step_size": FIXED_STEP}
+
+    def flow_to(start: float, dual: Tensor, end: float) -> Tensor:
+        times = torch.tensor([start, end], dtype=dual.dtype, device=dual.device)
+        found = torchdiffeq.odeint(
+            field, dual, times, rtol=rtol, atol=atol, method=method, options=options
+        )[1]
+        if not bool(torch.isfinite(found).all()):
+            raise FloatingPointError("the state is no longer finite")
+        return found
+
+    sigma, dual = field.last
+    try:
+        while True:
+            end = min([sigma + CHUNK, *_prescribed(field, recorder, sigma)])
+            found = flow_to(sigma, dual, end)
+            end, found = _land(flow, recorder, flow_to, (sigma, dual), (end, found))
+            sigma, dual = field.last = (end, found)
+            over = _report(flow, recorder, field, stats)
+            if over is not None:
+                return over
+    except _OutOfSteps:
+        _report(flow, recorder, field, stats)
+        return Status.MAX_STEPS
+    except Exception as error:  # torchdiffeq asserts; nothing that was computed may be lost
+        recorder.message = f"{Status.SOLVER_FAILED.value} ({str(error).splitlines()[0]})"
+        _report(flow, recorder, field, stats)
+        return Status.SOLVER_FAILED
+
+
+def _report(flow: MirrorFlow, recorder: Recorder, field: _Field, stats: Stats) -> Status | None:
+    sigma, dual = field.last
+    loss = float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
+    return recorder.add(field.log_time(sigma), loss, dual, stats)
+
+
+def _prescribed(field: _Field, recorder: Recorder, sigma: float) -> list[float]:
+    """The clock at the log times that must be landed on, where they lie ahead."""
+    rules = [rule for rule in recorder.rules if not isinstance(rule, LogInverseLoss)]
+    return [end for end in (field.sigma(rule.target) for rule in rules) if end > sigma]
+
+
+def _land(flow, recorder, flow_to, start, end) -> tuple[float, Tensor]:  # type: ignore[no-untyped-def]
+    """Shorten a chunk that passed a prescribed loss, by the secant rule inside a bracket."""
+
+    def loss_at(dual: Tensor) -> float:
+        return float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
+
+    targets = [rule.target for rule in recorder.rules if isinstance(rule, LogInverseLoss)]
+    targets = [target for target in targets if loss_at(end[1]) > target]
+    if not targets:
+        return end
+    target = min(targets)
+    low, high = (start[0], loss_at(start[1])), (end[0], loss_at(end[1]))
+    for _ in range(30):
+        share = min(max((target - low[1]) / (high[1] - low[1]), 0.02), 0.98)
+        sigma = low[0] + share * (high[0] - low[0])
+        dual = flow_to(start[0], start[1], sigma)
+        loss = loss_at(dual)
+        if abs(loss - target) <= CLOSE * max(1.0, abs(target)):
+            break
+        low, high = ((sigma, loss), high) if loss < target else (low, (sigma, loss))
+    return sigma, dual

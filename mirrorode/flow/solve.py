@@ -1,0 +1,182 @@
+"""`solve`: integrate a mirror flow until a stopping rule, and always return what was computed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mirrorode.flow import baseline, integrate
+from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule, Time
+from mirrorode.flow.trajectory import Stats, Status, Trajectory
+from mirrorode.problem.errors import require, require_number
+
+Progress = Callable[[float, float, Stats], None]
+"""Called with log t, log(1/𝓛) and the counts after every accepted step."""
+
+PATIENCE = 500  # steps
+CRAWL = 1e-7  # gain of log t and of log(1/𝓛) in that many steps below which a run is blocked
+
+
+def solve(
+    flow: MirrorFlow,
+    theta0: Tensor,
+    *,
+    until: StoppingRule,
+    method: str = "auto",
+    rtol: float = 1e-6,
+    atol: float = 1e-9,
+    saveat: Sequence[StoppingRule] | None = None,
+    max_steps: int = 100_000,
+    progress: Progress | None = None,
+) -> Trajectory | list[Trajectory]:
+    """Integrate the mirror flow of ``flow`` from ``theta0``.
+
+    Args:
+        flow: network, samples and potential.
+        theta0: the start (n,), or a batch of starts (B, n).
+        until: where to stop; met exactly (to 1e-10 relative), not at the next step.
+        method: "auto", the integrator of the project: implicit collocation of order 5 with kinks
+            crossed inside steps and sliding followed. Or any method of torchdiffeq, such as
+            "dopri5", in log time and through kinks: a baseline.
+        rtol: relative tolerance of the dual variable, and of log t.
+        atol: absolute tolerance of the dual variable, for a dual of size one.
+        saveat: stopping rules that are met exactly and saved, beside start and end; every accepted
+            step is saved if None.
+        max_steps: accepted steps before the run ends with `Status.MAX_STEPS`.
+        progress: called after every accepted step.
+
+    Returns:
+        One `Trajectory` for a start (n,), a list of B for a batch. A numerical failure never
+        raises: it is a status, with the trajectory up to it.
+
+    Raises:
+        InputError: on bad input.
+    """
+    theta0 = flow.check_start(theta0)
+    require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
+    for rule in saveat or ():
+        require(isinstance(rule, StoppingRule), "saveat", "hold stopping rules", rule)
+    require_number(rtol, "rtol", "be positive", 0.0, strict=True)
+    require_number(atol, "atol", "be positive", 0.0, strict=True)
+    require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
+    if theta0.ndim == 2:
+        return [
+            _solve_one(flow, row, until, method, rtol, atol, saveat, max_steps, progress)
+            for row in theta0
+        ]
+    return _solve_one(flow, theta0, until, method, rtol, atol, saveat, max_steps, progress)
+
+
+def _solve_one(
+    flow: MirrorFlow,
+    theta0: Tensor,
+    until: StoppingRule,
+    method: str,
+    rtol: float,
+    atol: float,
+    saveat: Sequence[StoppingRule] | None,
+    max_steps: int,
+    progress: Progress | None,
+) -> Trajectory:
+    begun = time.perf_counter()
+    recorder = Recorder(flow, theta0, until, saveat, max_steps, progress)
+    if method == "auto":
+        run = integrate.Run(flow, rtol, atol)
+        status = _integrate(run, recorder, theta0)
+        stats, events = run.stats, tuple(run.events)
+    else:
+        stats, events = Stats(), ()
+        status = baseline.integrate(flow, theta0, method, rtol, atol, recorder, stats)
+    stats.wall_seconds = time.perf_counter() - begun
+    log_time, loss, dual = recorder.saved()
+    theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
+    return Trajectory(
+        flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
+        recorder.message or status.value, method,
+    )  # fmt: skip
+
+
+class Recorder:
+    """What is kept of a run while it goes on, and when it is over."""
+
+    def __init__(
+        self,
+        flow: MirrorFlow,
+        theta0: Tensor,
+        until: StoppingRule,
+        saveat: Sequence[StoppingRule] | None,
+        max_steps: int,
+        progress: Progress | None,
+    ) -> None:
+        self.until, self.max_steps, self.progress = until, max_steps, progress
+        self.save_all = saveat is None
+        self.points: list[tuple[float, float, Tensor]] = []
+        self.steps: list[DenseStep] = []
+        self.message = ""
+        loss = float(flow.log_inverse_loss(theta0))
+        self.pending = [rule for rule in saveat or () if not rule.met(-torch.inf, loss)]
+        self.history: list[float] = []
+        self._last = (-torch.inf, loss, flow.potential.gradient(theta0))
+        self.points.append(self._last)
+
+    @property
+    def rules(self) -> list[StoppingRule]:
+        """Where the next step must not go beyond."""
+        return [self.until, *self.pending]
+
+    def add(self, log_time: float, loss: float, dual: Tensor, stats: Stats) -> Status | None:
+        """Take an accepted step; the status if the run is over."""
+        self._last = (log_time, loss, dual)
+        due = [rule for rule in self.pending if rule.met(log_time, loss)]
+        self.pending = [rule for rule in self.pending if rule not in due]
+        over = self._over(log_time, loss, stats)
+        if self.save_all or due or over:
+            self.points.append(self._last)
+        if self.progress is not None:
+            self.progress(log_time, loss, stats)
+        return over
+
+    def _over(self, log_time: float, loss: float, stats: Stats) -> Status | None:
+        if self.until.met(log_time, loss):
+            return Status.REACHED
+        if stats.steps >= self.max_steps:
+            return Status.MAX_STEPS
+        self.history.append(log_time + loss)
+        if len(self.history) > PATIENCE:
+            gain = self.history[-1] - self.history[-1 - PATIENCE]
+            if gain < CRAWL * max(1.0, abs(self.history[-1])):
+                return Status.BLOCKED
+        return None
+
+    def saved(self) -> tuple[Tensor, Tensor, Tensor]:
+        """log t (T,), log(1/𝓛) (T,) and the dual (T, n) of the saved points, the last included."""
+        if self.points[-1] is not self._last:
+            self.points.append(self._last)
+        log_time, loss, dual = zip(*self.points, strict=True)
+        like = dual[0]
+        return like.new_tensor(log_time), like.new_tensor(loss), torch.stack(dual)
+
+
+def _integrate(run: integrate.Run, recorder: Recorder, theta0: Tensor) -> Status:
+    state = integrate.start(run.flow, theta0)
+    loss = float(run.flow.log_inverse_loss(theta0))
+    if recorder.until.met(-torch.inf, loss):
+        return Status.REACHED
+    while True:
+        outcome = integrate.advance(run, state, recorder.rules)
+        if isinstance(outcome, Status):
+            return outcome
+        state, dense = outcome
+        recorder.steps.append(dense)
+        loss = float(dense.log_inverse_loss(1.0))
+        over = recorder.add(state.log_time, loss, state.dual, run.stats)
+        if over is not None:
+            return over
+
+
+__all__ = ["LogInverseLoss", "LogTime", "StoppingRule", "Time", "solve"]

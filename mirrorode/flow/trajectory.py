@@ -1,0 +1,259 @@
+"""What an integration returns: saved points, dense output, events, statistics and a status."""
+
+from __future__ import annotations
+
+import bisect
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.problem import potentials
+from mirrorode.problem.datasets import Dataset
+from mirrorode.problem.errors import InputError, require
+from mirrorode.problem.networks import MLP
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+class Status(Enum):
+    """How an integration ended; the text is advice."""
+
+    REACHED = "the stopping rule was reached"
+    MAX_STEPS = "max_steps were taken before the stopping rule: raise max_steps"
+    BLOCKED = (
+        "no further progress: probably a unit slides along kinks, or is held at zero, in a way that "
+        "the integrator does not follow; what was reached is kept"
+    )
+    STATIONARY = "the velocity is zero: a stationary point of the loss"
+    NON_FINITE = "a number was no longer finite: try a smaller rtol or smaller data"
+    SOLVER_FAILED = 'the baseline solver gave up: try method="auto"'
+
+
+@dataclass
+class Stats:
+    """Counts of one integration.
+
+    Attributes:
+        steps: accepted; rejected: attempts repeated with a smaller step.
+        half_passes: passes over all samples and parameters, up (margins) or down (gradient); a
+            pass over only the samples that matter counts in full.
+        events: at kinks; slides: those of them that began to slide.
+        wall_seconds: of the integration.
+    """
+
+    steps: int = 0
+    rejected: int = 0
+    half_passes: int = 0
+    events: int = 0
+    slides: int = 0
+    wall_seconds: float = 0.0
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of margins *and* gradient."""
+        return (self.half_passes + 1) // 2
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event at a kink, or at w = 0.
+
+    Attributes:
+        kind: "cross", "slide", "exit", "capture" or "release".
+        log_time, log_inverse_loss: at the end of the step it happened in.
+        layer, unit: the hidden unit, layers from 0.
+        sample: the sample; −1 where the unit concerns all of them.
+    """
+
+    kind: str
+    log_time: float
+    log_inverse_loss: float
+    layer: int
+    unit: int
+    sample: int
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One integrated mirror flow.
+
+    Attributes:
+        flow: what was integrated.
+        log_time, log_inverse_loss: log t and log(1/𝓛) at the saved points, (T,).
+        theta, dual: primal and dual variable at the saved points, (T, n).
+        steps: dense output, one piece an accepted step; empty for a baseline method.
+        events: at kinks, in order.
+        stats: counts.
+        status: how it ended; its value is advice.
+        message: one sentence about the end.
+    """
+
+    flow: MirrorFlow
+    log_time: Tensor
+    log_inverse_loss: Tensor
+    theta: Tensor
+    dual: Tensor
+    steps: tuple[DenseStep, ...]
+    events: tuple[Event, ...]
+    stats: Stats
+    status: Status
+    message: str
+    method: str = "auto"
+
+    @property
+    def success(self) -> bool:
+        """Whether the stopping rule was reached."""
+        return self.status is Status.REACHED
+
+    def __str__(self) -> str:
+        kinds = [event.kind for event in self.events]
+        counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+        stats = self.stats
+        return (
+            f"Trajectory of {self.flow.potential} by method={self.method!r}\n"
+            f"  status       {self.status.name}: {self.message}\n"
+            f"  reached      log t = {float(self.log_time[-1]):.8g}, "
+            f"log(1/loss) = {float(self.log_inverse_loss[-1]):.8g}\n"
+            f"  work         {stats.steps} steps, {stats.rejected} rejected, "
+            f"{stats.evaluations} evaluations, {stats.wall_seconds:.1f} s\n"
+            f"  events       {stats.events} ({counts or 'none'})\n"
+            f"  saved        {len(self.log_time)} points"
+        )
+
+    __repr__ = __str__
+
+    def at(
+        self,
+        *,
+        time: float | None = None,
+        log_time: float | None = None,
+        log_inverse_loss: float | None = None,
+    ) -> Tensor:
+        """θ (n,) by dense output at one time, log t or log(1/𝓛).
+
+        Raises:
+            InputError: unless exactly one is given, inside the trajectory, and there is dense
+                output.
+        """
+        given = {"time": time, "log_time": log_time, "log_inverse_loss": log_inverse_loss}
+        chosen = [(name, value) for name, value in given.items() if value is not None]
+        if len(chosen) != 1:
+            raise InputError(f"`at` takes one of {', '.join(given)}, but got {len(chosen)}")
+        name, value = chosen[0]
+        if not self.steps:
+            raise InputError(f"`at` needs dense output, which method={self.method!r} has not")
+        if name == "time":
+            require(value >= 0, "time", "be zero or positive", value)
+            value = math.log(value) if value > 0 else -math.inf
+        by_time = name != "log_inverse_loss"
+        starts = [step.log_time if by_time else float(step.loss[0]) for step in self.steps]
+        last = self.steps[-1]
+        end = last.log_time_at(1.0) if by_time else float(last.log_inverse_loss(1.0))
+        slack = 1e-9 * max(1.0, abs(end))
+        must = f"be between {starts[0]:.6g} and {end:.6g} (as a logarithm)"
+        require(starts[0] <= value <= end + slack, name, must, value)
+        step = self.steps[max(0, bisect.bisect_right(starts, value) - 1)]
+        s = step.locate(value, by_time=by_time)
+        return self.flow.potential.inverse_gradient(step.dual(s))
+
+    def plot(self) -> Figure:
+        """log t and the relative L₁-, L₂- and L₃-margins against log(1/𝓛)."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(7, 3), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        loss, log_time = self.log_inverse_loss.cpu(), self.log_time.cpu()
+        left.plot(loss, log_time)
+        left.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel=r"$\log t$")
+        q_min = self.flow.margins(self.theta).amin(-1)
+        for k in (1, 2, 3):
+            size = torch.linalg.vector_norm(self.theta, ord=k, dim=-1)
+            right.plot(loss, (q_min / size**self.flow.network.degree).cpu(), label=f"$L_{k}$")
+        right.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel="margin", yscale="symlog")
+        right.legend()
+        for axes in (left, right):
+            axes.set_xscale("symlog")
+        return figure
+
+    def save(self, path: str | Path) -> None:
+        """Write everything, dense output included, to one ``.npz`` file, atomically."""
+        head = {
+            "status": self.status.name,
+            "message": self.message,
+            "method": self.method,
+            "stats": asdict(self.stats),
+            "events": [list(asdict(event).values()) for event in self.events],
+            "network": asdict(self.flow.network),
+            "potential": _describe(self.flow.potential),
+        }
+        names = ("log_time", "log_inverse_loss", "theta", "dual")
+        arrays = {name: getattr(self, name).cpu().numpy() for name in names}
+        data = self.flow.dataset
+        arrays |= {"x": data.x.cpu().numpy(), "y": data.y.cpu().numpy()}
+        if data.teacher is not None:
+            arrays["teacher"] = data.teacher.cpu().numpy()
+        if self.steps:
+            arrays["step_duals"] = torch.stack([step.duals for step in self.steps]).cpu().numpy()
+            for name in ("h", "log_time", "loss", "log_rate", "prescribed"):
+                arrays[f"step_{name}"] = np.array([getattr(step, name) for step in self.steps])
+        buffer = io.BytesIO()
+        np.savez(buffer, head=np.array(json.dumps(head)), **arrays)
+        write_atomically(Path(path), buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: str | Path, flow: MirrorFlow | None = None) -> Trajectory:
+        """Read a trajectory; ``flow`` is needed where its potential is not one of the package.
+
+        Raises:
+            InputError: if there is no such file, or the potential is unknown.
+        """
+        require(Path(path).is_file(), "path", "be a stored trajectory", str(path))
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        head = json.loads(str(arrays.pop("head")))
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        if flow is None:
+            data = Dataset(tensors["x"], tensors["y"], tensors.get("teacher"))
+            flow = MirrorFlow(MLP(**head["network"]), data, _rebuild(head["potential"]))
+        steps = tuple(
+            DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed))
+            for duals, h, log_time, loss, rate, prescribed in zip(
+                tensors.get("step_duals", ()),
+                *(arrays.get(f"step_{f.name}", ()) for f in fields(DenseStep)[1:]),
+                strict=True,
+            )
+        )
+        return cls(
+            flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
+            tensors["dual"], steps, tuple(Event(*event) for event in head["events"]),
+            Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
+        )  # fmt: skip
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_bytes(content)
+    partial.replace(path)
+
+
+def _describe(potential: potentials.SeparablePotential) -> dict[str, Any]:
+    return {"kind": type(potential).__name__, **vars(potential)}
+
+
+def _rebuild(description: dict[str, Any]) -> potentials.SeparablePotential:
+    kind = getattr(potentials, description.pop("kind"), None)
+    if kind is None:
+        raise InputError("`flow` must be given to load a trajectory of a potential of one's own")
+    return kind(**description)

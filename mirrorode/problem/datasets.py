@@ -1,0 +1,99 @@
+"""Labelled samples for binary classification, and the paper's teacher–student problem."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mirrorode.problem.errors import InputError, require, require_finite
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """K samples with labels ±1.
+
+    Args:
+        x: inputs (K, d), floating point.
+        y: labels (K,), each +1 or −1.
+        teacher: where the labels come from a two-layer teacher, its a_j w_j, (teachers, d); only
+            figures use it.
+
+    Raises:
+        InputError: on a wrong shape, a non-finite entry or another label.
+    """
+
+    x: Tensor
+    y: Tensor
+    teacher: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        x, y = torch.as_tensor(self.x), torch.as_tensor(self.y)
+        require(x.ndim == 2 and len(x) > 0, "x", "have shape (samples, dim)", tuple(x.shape))
+        require(y.shape == x.shape[:1], "y", f"have shape ({len(x)},)", tuple(y.shape))
+        x = x if x.is_floating_point() else x.to(torch.float64)
+        require_finite(x, "x")
+        wrong = [float(label) for label in y.reshape(-1) if abs(float(label)) != 1.0]
+        require(not wrong, "y", "hold only +1 and -1", f"{wrong[:1]} in {len(wrong)} places")
+        object.__setattr__(self, "x", x)
+        object.__setattr__(self, "y", y.to(x))
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def __repr__(self) -> str:
+        positive = int((self.y > 0).sum())
+        return (
+            f"Dataset({len(self)} samples in {self.x.shape[1]} dimensions, {positive} labelled +1)"
+        )
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same samples on another device."""
+        teacher = None if self.teacher is None else self.teacher.to(device)
+        return Dataset(self.x.to(device), self.y.to(device), teacher)
+
+
+def teacher_student(
+    samples: int = 200, teachers: int = 3, seed: int = 42, dim: int = 2, attempts: int = 1000
+) -> Dataset:
+    """The problem of Appendix J.1: points on the unit sphere, labelled by a random ReLU teacher.
+
+    The teacher is f(x) = Σ_j a_j σ(w_j·x) with |a_j|‖w_j‖ = 1; labels are +1 where f > 0 and −1
+    elsewhere. A teacher that gives one label only (18 % of them at the paper's size) is redrawn.
+
+    Args:
+        samples: K, at least 2.
+        teachers: neurons of the teacher.
+        seed: of the one generator that draws inputs and teachers.
+        dim: input dimension; 2 in the paper.
+        attempts: teachers drawn before giving up.
+
+    Returns:
+        A float64 :class:`Dataset` with both labels present.
+
+    Raises:
+        InputError: on a size that is not a positive integer, or if no teacher gave both labels.
+    """
+    sizes = (("samples", samples, 2), ("teachers", teachers, 1), ("dim", dim, 1), ("seed", seed, 0))
+    for name, size, least in sizes:
+        is_integer = isinstance(size, int) and not isinstance(size, bool)
+        require(is_integer and size >= least, name, f"be an integer of at least {least}", size)
+    generator = torch.Generator().manual_seed(seed)
+
+    def sphere(count: int) -> Tensor:
+        points = torch.randn(count, dim, generator=generator, dtype=torch.float64)
+        return points / points.norm(dim=1, keepdim=True)
+
+    x = sphere(samples)
+    for _ in range(attempts):
+        directions = sphere(teachers)
+        signs = torch.randint(2, (teachers,), generator=generator) * 2.0 - 1.0
+        output = torch.relu(x @ directions.T) @ signs.to(x)
+        y = torch.where(output > 0, 1.0, -1.0).to(x)
+        if 0 < int((y > 0).sum()) < samples:
+            return Dataset(x, y, teacher=signs.to(x)[:, None] * directions)
+    raise InputError(
+        f"`teachers` must label the samples both ways, but {attempts} random teachers gave one "
+        "label only"
+    )

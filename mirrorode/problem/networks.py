@@ -1,0 +1,191 @@
+"""Homogeneous networks, evaluated under a given activation pattern.
+
+A ReLU network is smooth as long as its pattern, which unit is on for which sample, does not
+change. Everything here therefore takes the pattern as an *argument*: the integrator may ask for
+the network, its gradient and its pre-activations on the smooth extension of one pattern beyond
+the kink, and sees a polynomial. Where no pattern is given the true one is used.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mirrorode.problem.errors import require, require_number
+
+Pattern = list[Tensor]
+"""One boolean tensor (…, rows, units) a hidden layer: which unit is on for which row."""
+
+_SLOPES = {"relu": (0.0, 1.0), "leaky_relu": (0.01, 1.0), "linear": (1.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A network on R rows (inputs with a pattern) at one or more parameter vectors.
+
+    Attributes:
+        weights: the weight matrices, (…, fan-out, fan-in).
+        output: f, (…, R).
+        preactivations: one (…, R, units) a hidden layer.
+        entering: what enters each layer, x first; one (…, R, fan-in) a layer.
+        pattern: the pattern that was used.
+    """
+
+    weights: list[Tensor]
+    output: Tensor
+    preactivations: list[Tensor]
+    entering: list[Tensor]
+    pattern: Pattern
+
+
+@dataclass(frozen=True)
+class MLP:
+    """f(x) = c · W_L σ(W_{L−1} … σ(W_1 x)) without biases: homogeneous of degree L in θ.
+
+    θ is the concatenation of W_1, …, W_L, each (fan-out, fan-in) in row-major order.
+
+    Args:
+        widths: (input, hidden …, 1).
+        activation: "relu", "leaky_relu" (slope 0.01) or "linear".
+        output_scale: c; one over the last hidden width (mean field) unless given, and 1 for a
+            network without hidden layer.
+
+    Raises:
+        InputError: on fewer than two widths, an output that is not scalar, or an unknown name.
+    """
+
+    widths: Sequence[int]
+    activation: str = "relu"
+    output_scale: float | None = None
+
+    def __post_init__(self) -> None:
+        widths = tuple(self.widths)
+        positive = all(isinstance(width, int) and width > 0 for width in widths)
+        fine = len(widths) > 1 and positive and widths[-1] == 1
+        require(fine, "widths", "be two or more positive integers that end in 1", widths)
+        require(
+            self.activation in _SLOPES,
+            "activation",
+            f"be one of {sorted(_SLOPES)}",
+            self.activation,
+        )
+        if self.output_scale is None:
+            scale = 1.0 / widths[-2] if len(widths) > 2 else 1.0
+            object.__setattr__(self, "output_scale", scale)
+        require_number(self.output_scale, "output_scale", "be positive", 0.0, strict=True)
+        object.__setattr__(self, "widths", widths)
+
+    @property
+    def degree(self) -> int:
+        """L, the number of layers: f(cθ, x) = c^L f(θ, x) for c > 0."""
+        return len(self.widths) - 1
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, int]]:
+        """The weight matrices by name, in the order of θ."""
+        pairs = zip(self.widths[1:], self.widths[:-1], strict=True)
+        return {f"W{layer}": shape for layer, shape in enumerate(pairs, start=1)}
+
+    @property
+    def size(self) -> int:
+        """n, the number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    @property
+    def jump(self) -> float:
+        """Slope of the activation on its on side minus that on its off side."""
+        off, on = _SLOPES[self.activation]
+        return on - off
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """A random start (n,), float64: first and last layer N(0, 1), others N(0, 1/fan-in)."""
+        generator = torch.Generator().manual_seed(seed)
+        parts = []
+        for layer, shape in enumerate(self.shapes.values(), start=1):
+            weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+            parts.append(weights if layer in (1, self.degree) else weights / math.sqrt(shape[1]))
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of ``theta`` (…, n) as the weight matrices (…, fan-out, fan-in) by name."""
+        shapes = self.shapes
+        parts = theta.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+        return {
+            name: part.reshape(*theta.shape[:-1], *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+
+    def output(self, theta: Tensor, x: Tensor) -> Tensor:
+        """f(θ, x) with the true pattern: (…, n) and (R, d) to (…, R)."""
+        return self.forward(theta, x).output
+
+    def forward(self, theta: Tensor, x: Tensor, pattern: Pattern | None = None) -> Forward:
+        """One pass upwards on ``pattern`` (the true one if None): half an evaluation."""
+        weights = list(self.unflatten(theta).values())
+        pre, post = self._forward(weights, x, pattern)
+        used = pattern if pattern is not None else [value > 0 for value in pre]
+        output = float(self.output_scale or 1.0) * (post[-1] @ weights[-1].mT).squeeze(-1)
+        return Forward(weights, output, pre, post, used)
+
+    def backward(self, forward: Forward) -> tuple[Tensor, list[Tensor]]:
+        """The way down: ∂f/∂θ (…, R, n), and the signals ∂f/∂(post-activation) of hidden layers."""
+        top = forward.entering[-1]
+        seed = top.new_full((*top.shape[:-1], 1), float(self.output_scale or 1.0))
+        return self._backward(forward.weights, forward.entering, forward.pattern, seed)
+
+    def normals(
+        self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor
+    ) -> Tensor:
+        """Gradients (…, R, n) of the pre-activation of ``unit[r]`` in hidden ``layer`` at row r."""
+        weights = list(self.unflatten(theta).values())
+        _, post = self._forward(weights[: layer + 1], x, pattern)
+        seed = torch.nn.functional.one_hot(unit, self.widths[layer + 1]).to(theta)
+        seed = seed.expand(*theta.shape[:-1], *seed.shape)
+        lower, _ = self._backward(weights[: layer + 1], post[: layer + 1], pattern[:layer], seed)
+        rest = self.size - lower.shape[-1]
+        return torch.nn.functional.pad(lower, (0, rest))
+
+    def rates(self, theta: Tensor, velocity: Tensor, x: Tensor, pattern: Pattern) -> list[Tensor]:
+        """Derivatives of all pre-activations along ``velocity`` (…, n) on the pattern."""
+        weights = list(self.unflatten(theta).values())
+        moving = list(self.unflatten(velocity).values())
+        _, post = self._forward(weights, x, pattern)
+        tangent, found = torch.zeros_like(post[0]), []
+        for layer, on in enumerate(pattern):
+            rate = post[layer] @ moving[layer].mT + tangent @ weights[layer].mT
+            found.append(rate)
+            tangent = rate * self._slope(on)
+        return found
+
+    def _slope(self, on: Tensor) -> Tensor:
+        off_slope, on_slope = _SLOPES[self.activation]
+        return torch.where(on, on_slope, off_slope).to(torch.float64)
+
+    def _forward(
+        self, weights: list[Tensor], x: Tensor, pattern: Pattern | None
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Pre-activations of the hidden layers, and what enters each layer (x first)."""
+        pre: list[Tensor] = []
+        post = [x.expand(*weights[0].shape[:-2], *x.shape)]
+        for layer, matrix in enumerate(weights[: len(self.widths) - 2]):
+            pre.append(post[-1] @ matrix.mT)
+            on = pre[-1] > 0 if pattern is None else pattern[layer]
+            post.append(pre[-1] * self._slope(on).to(x))
+        return pre, post
+
+    def _backward(
+        self, weights: list[Tensor], post: list[Tensor], pattern: Pattern, seed: Tensor
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Rows of the gradient of ⟨seed, top pre-activation⟩, and the signals below the top."""
+        delta, parts, signals = seed, [], []
+        for layer in range(len(weights) - 1, -1, -1):
+            block = delta[..., :, None] * post[layer][..., None, :]
+            parts.append(block.flatten(-2))
+            if layer > 0:
+                signals.append(delta @ weights[layer])
+                delta = signals[-1] * self._slope(pattern[layer - 1]).to(delta)
+        return torch.cat(parts[::-1], dim=-1), signals[::-1]
