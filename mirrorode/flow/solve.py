@@ -97,7 +97,7 @@ def _solve_one(
     theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
     return Trajectory(
         flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
-        recorder.message or status.value, method,
+        recorder.message or status.value, method, rtol,
     )  # fmt: skip
 
 

@@ -97,6 +97,7 @@ class Trajectory:
         stats: counts.
         status: how it ended; its value is advice.
         message: one sentence about the end.
+        method, rtol: how it was integrated.
     """
 
     flow: MirrorFlow
@@ -109,7 +110,8 @@ class Trajectory:
     stats: Stats
     status: Status
     message: str
-    method: str = "auto"
+    method: str
+    rtol: float
 
     @property
     def success(self) -> bool:
@@ -192,6 +194,7 @@ class Trajectory:
             "status": self.status.name,
             "message": self.message,
             "method": self.method,
+            "rtol": self.rtol,
             "stats": asdict(self.stats),
             "events": [list(asdict(event).values()) for event in self.events],
             "network": asdict(self.flow.network),
@@ -238,6 +241,7 @@ class Trajectory:
             flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
             tensors["dual"], steps, tuple(Event(*event) for event in head["events"]),
             Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
+            head["rtol"],
         )  # fmt: skip
 
 

@@ -1,0 +1,47 @@
+"""Margins of Definitions 4.1 and 4.2 and the norm margins of Tables 2–8, over batches of θ (…, n)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.problem.errors import InputError, require_number
+
+
+def norm_margin(flow: MirrorFlow, theta: Tensor, k: float) -> Tensor:
+    """The L_k-margin min_i q_i / ‖θ‖_k^L with the entrywise norm of all layers together; (…).
+
+    Raises:
+        InputError: if ``k`` is not at least 1.
+    """
+    require_number(k, "k", "be at least 1", 1.0, strict=False)
+    size = torch.linalg.vector_norm(theta, ord=k, dim=-1)
+    return flow.margins(theta).amin(-1) / size**flow.network.degree
+
+
+def q_potential(flow: MirrorFlow, theta: Tensor) -> Tensor:
+    """Q̂ = αQ(∇R(θ)), (…), from θ itself: no digit is lost at small weights.
+
+    Raises:
+        InputError: if the potential has no asymptotic degree.
+    """
+    potential = flow.potential
+    if potential.degree is None:
+        raise InputError(f"`potential` must have a degree for a Q-margin, but {potential} has none")
+    total = potential.balance_term(theta).sum(-1) + theta.shape[-1] * potential.conjugate_at_zero
+    return potential.degree * total
+
+
+def q_margin(flow: MirrorFlow, theta: Tensor) -> Tensor:
+    """γ = min_i q_i / Q̂^{L/α} (Definition 4.1), (…)."""
+    return flow.margins(theta).amin(-1) / _normaliser(flow, theta)
+
+
+def soft_q_margin(flow: MirrorFlow, theta: Tensor) -> Tensor:
+    """γ̃ = log(1/𝓛) / Q̂^{L/α} (Definition 4.2), (…)."""
+    return flow.log_inverse_loss(theta) / _normaliser(flow, theta)
+
+
+def _normaliser(flow: MirrorFlow, theta: Tensor) -> Tensor:
+    return q_potential(flow, theta) ** (flow.network.degree / flow.potential.degree)
