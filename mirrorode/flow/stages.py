@@ -12,7 +12,8 @@ from mirrorode.flow.system import Iterate, Stages, System
 from mirrorode.problem.networks import Forward
 
 MAX_ITERATIONS = 12
-IN_SIGHT = 1e3  # Newton update at which an event ahead is believed
+IN_SIGHT = 1e5  # Newton update at which an event ahead is believed; the shorter step checks it
+BELIEVED = 30.0  # Newton update from which the observed rate of contraction is believed
 CROWDED = 4  # crossings a sample in one step, beyond which a guess is wild
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a lost digit
 
@@ -38,7 +39,9 @@ def solve(step: Step, dual: Tensor, u: Tensor, *, patient: bool) -> Stages | Non
             return None
         after = _forward(step, it.dual, rows)
         kinked = tracking.update(step, it, system, after)
-        if size < 1 and not kinked:
+        # What is left after an update is its size times the rate of contraction.
+        left = size * min(1.0, size / previous) if size < BELIEVED else size
+        if left < 1 and not kinked:
             return system.finish(it, after, iteration, converged=True)
         if not patient and size < IN_SIGHT and bool((it.arrival_times < 0.9).any()):
             return system.finish(it, after, iteration, converged=False)

@@ -94,4 +94,3 @@ class LogInverseLoss(StoppingRule):
         """What is compared with `target`."""
         del log_time
         return log_inverse_loss
-

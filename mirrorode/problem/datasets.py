@@ -17,8 +17,8 @@ class Dataset:
     Args:
         x: inputs (K, d), floating point.
         y: labels (K,), each +1 or −1.
-        teacher: where the labels come from a two-layer teacher, its a_j w_j, (teachers, d); only
-            figures use it.
+        teacher: where the labels come from a two-layer teacher, its neurons (teachers, 1 + d),
+            the output weight a_j before the w_j; only figures use it.
 
     Raises:
         InputError: on a wrong shape, a non-finite entry or another label.
@@ -92,7 +92,7 @@ def teacher_student(
         output = torch.relu(x @ directions.T) @ signs.to(x)
         y = torch.where(output > 0, 1.0, -1.0).to(x)
         if 0 < int((y > 0).sum()) < samples:
-            return Dataset(x, y, teacher=signs.to(x)[:, None] * directions)
+            return Dataset(x, y, teacher=torch.cat([signs.to(x)[:, None], directions], 1))
     raise InputError(
         f"`teachers` must label the samples both ways, but {attempts} random teachers gave one "
         "label only"

@@ -1,0 +1,181 @@
+"""The command line. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from mirrorode import __version__
+from mirrorode.problem.errors import InputError
+
+RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class ListScenarios:
+    """Every scenario: name, what of the paper it regenerates, typical run time."""
+
+    json: bool = False
+    """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Integrate a scenario, check the theorems, store the runs, draw the figure and the tables."""
+
+    name: tyro.conf.Positional[str]
+    """Which; `mirrorode run NAME --help` shows what of it can be changed."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """Theorem verdicts of stored runs, as a table; exit code 1 if one fails."""
+
+    target: tyro.conf.Positional[str]
+    """A scenario, or the folder of one run."""
+    out: Path = RUNS
+    """Where runs are stored."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Redraw figures and tables from stored runs; never integrates."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Which scenarios; all that have stored runs if none is named."""
+    out: Path = RUNS
+    """Where runs are stored."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How to run."""
+
+    quick: bool = False
+    """Fewer seeds: the same picture in a minute or two."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to integrate."""
+    out: Path = field(default=RUNS)
+    """Where to store the runs."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the ``mirrorode`` command."""
+    argv = sys.argv[1:] if arguments is None else arguments
+    try:
+        code = _dispatch(argv)
+    except InputError as error:
+        print(f"mirrorode: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print(
+            "mirrorode: interrupted; finished runs are kept, the same command goes on",
+            file=sys.stderr,
+        )
+        code = 130
+    sys.exit(code)
+
+
+def _dispatch(argv: list[str]) -> int:
+    if argv[:1] == ["--version"]:
+        print(f"mirrorode {__version__}")
+        return 0
+    if len(argv) > 1 and argv[0] == "run" and not argv[1].startswith("-"):
+        return _run(argv[1], argv[2:])
+    commands = (
+        Annotated[ListScenarios, tyro.conf.subcommand("list")]
+        | Annotated[Run, tyro.conf.subcommand("run")]
+        | Annotated[Check, tyro.conf.subcommand("check")]
+        | Annotated[Figures, tyro.conf.subcommand("figures")]
+    )
+    command = tyro.cli(
+        commands,
+        args=argv,
+        prog="mirrorode",
+        description="Mirror flows, and the paper's statements along them.",
+    )
+    if isinstance(command, ListScenarios):
+        return _list(command)
+    if isinstance(command, Check):
+        return _check(command)
+    if isinstance(command, Figures):
+        return _figures(command)
+    raise InputError("`NAME` must come right after `run`, but is missing")
+
+
+def _list(command: ListScenarios) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mirrorode.experiment import scenario
+
+    found = scenario.entries()
+    if command.json:
+        rows = [{"name": e.name, "title": e.title, "run_time": e.run_time} for e in found]
+        print(json.dumps(rows, ensure_ascii=False, indent=1))
+        return 0
+    table = Table("name", "regenerates", "run time")
+    for entry in found:
+        table.add_row(entry.name, entry.title, entry.run_time)
+    Console().print(table)
+    return 0
+
+
+def _run(name: str, argv: list[str]) -> int:
+    from rich.console import Console
+
+    from mirrorode.experiment import scenario
+
+    kind = scenario.load(name)
+    default = kind()
+    default = default.quick() if "--quick" in argv else default
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
+
+    parts = [("run", RunOptions, RunOptions()), (name, kind, default)]
+    together: Any = make_dataclass("Arguments", parts, frozen=True)
+    chosen = tyro.cli(together, args=argv, prog=f"mirrorode run {name}", config=config)
+    options: RunOptions = chosen.run
+    from mirrorode.experiment import run
+
+    return 0 if run.run(name, getattr(chosen, name), options.device, options.out, Console()) else 1
+
+
+def _check(command: Check) -> int:
+    from rich.console import Console
+
+    from mirrorode.experiment import run, scenario, store
+    from mirrorode.flow.trajectory import Trajectory
+
+    folder = Path(command.target)
+    if (folder / "trajectory.npz").is_file():
+        runs = {folder.name: Trajectory.load(folder / "trajectory.npz")}
+    else:
+        kind, home = scenario.load(command.target), command.out / command.target
+        chosen = kind(**store.stored_configuration(home))
+        runs = store.load_runs(home, chosen.jobs("cpu"))
+    return 0 if run.check(runs, Console()) else 1
+
+
+def _figures(command: Figures) -> int:
+    from rich.console import Console
+
+    from mirrorode.experiment import run, scenario, store
+
+    names = command.names or [
+        entry.name
+        for entry in scenario.entries()
+        if any((command.out / entry.name).glob("*/run.json"))
+    ]
+    if not names:
+        raise InputError(f"`out` must hold stored runs, but {command.out} holds none")
+    store.writable(run.FIGURES)
+    for name in names:
+        kind, home = scenario.load(name), command.out / name
+        chosen = kind(**store.stored_configuration(home))
+        run.draw(name, chosen, store.load_runs(home, chosen.jobs("cpu")), Console())
+    return 0

@@ -1,0 +1,151 @@
+"""Run a scenario: integrate what is not stored yet, check it, store it, draw it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from mirrorode.experiment import store
+from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.solve import solve
+from mirrorode.flow.stopping import LogInverseLoss
+from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
+from mirrorode.theory.verdicts import Verdicts, verify
+
+FIGURES = Path("figures")
+
+
+def run(name: str, scenario: Scenario, device: str, out: Path, console: Console) -> bool:
+    """Integrate, check, store and draw a scenario; whether no verdict failed.
+
+    Runs that are stored with the same configuration are not integrated again, so that an
+    interrupted command goes on where it was.
+    """
+    home = store.writable(out / name)
+    store.writable(FIGURES)
+    jobs = scenario.jobs(device)
+    with _progress(console) as progress:
+        for job in jobs:
+            task = progress.add_task(job.name, total=1.0, state="waiting")
+            if store.is_done(home / job.name, scenario):
+                progress.update(task, completed=1.0, state="stored before")
+                continue
+            found = _integrate(job, progress, task)
+            store.save(home / job.name, name, scenario, job, found, verify(found))
+    runs = store.load_runs(home, jobs)
+    draw(name, scenario, runs, console)
+    return check(runs, console)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[state]}"),
+    )
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+def _integrate(job: Job, progress: Progress, task: TaskID) -> Trajectory:
+    start = float(job.flow.log_inverse_loss(job.theta0))
+
+    def share(loss: float) -> float:
+        # Early and late phase take about half of the time each; late, decades count.
+        if not isinstance(job.until, LogInverseLoss):
+            return 0.0
+        early = min(1.0, (loss - start) / max(1.0, 2.0 - start))
+        return 0.9 * early + (0.1 if loss >= job.until.v else 0.0)
+
+    def show(log_time: float, loss: float, stats: Stats) -> None:
+        state = (
+            f"log(1/loss) {loss:.5g}, log t {log_time:.5g}, {stats.steps} steps, "
+            f"{stats.events} events"
+        )
+        progress.update(task, completed=share(loss), state=state)
+
+    found = solve(
+        job.flow, job.theta0, until=job.until, saveat=job.saveat, rtol=job.rtol,
+        atol=0.01 * job.rtol, progress=show,
+    )  # fmt: skip
+    assert isinstance(found, Trajectory)
+    progress.update(task, completed=1.0)
+    return found
+
+
+def draw(
+    name: str, scenario: Scenario, runs: Mapping[str, Trajectory], console: Console
+) -> list[Path]:
+    """Draw the figure and write the tables of ``scenario`` from stored runs; the paths written."""
+    import matplotlib as mpl
+
+    written = []
+    style = Path(__file__).with_name("paper.mplstyle")
+    with mpl.rc_context(fname=str(style)):
+        figure = scenario.figure(runs)
+        for suffix in ("pdf", "png"):
+            path = FIGURES / f"{name}.{suffix}"
+            figure.savefig(path, metadata={"CreationDate": None} if suffix == "pdf" else {})
+            written.append(path)
+    plotted = FIGURES / f"{name}.csv"
+    write_atomically(plotted, scenario.plotted(runs).to_csv().encode())
+    tables = scenario.tables(runs)
+    for number, table in enumerate(tables, start=1):
+        suffix = "" if number == 1 else f"_{number}"
+        for ending, text in (("csv", table.to_csv()), ("md", table.to_markdown())):
+            path = FIGURES / f"{name}_table{suffix}.{ending}"
+            write_atomically(path, text.encode())
+            written.append(path)
+        console.print(_rich(table))
+    written.append(plotted)
+    console.print("wrote " + ", ".join(str(path) for path in written), soft_wrap=True)
+    return written
+
+
+def _rich(table: ResultTable) -> Table:
+    shown = Table(title=table.title)
+    for column in table.columns:
+        first = column == table.columns[0]
+        shown.add_column(column, justify="left" if first else "right", no_wrap=True)
+    for row in table.rows:
+        shown.add_row(*row)
+    return shown
+
+
+def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
+    """Print how the runs ended and the statements over all of them; whether none failed."""
+    ended = Table(title="Runs")
+    for column in ("run", "status", "log(1/loss)", "log t", "steps", "evals", "slides"):
+        left = column in ("run", "status")
+        ended.add_column(column, justify="left" if left else "right", no_wrap=True)
+    verdicts: list[Verdicts] = []
+    for name, found in runs.items():
+        stats = found.stats
+        ended.add_row(
+            name, found.status.name, f"{float(found.log_inverse_loss[-1]):.6g}",
+            f"{float(found.log_time[-1]):.8g}", str(stats.steps), str(stats.evaluations),
+            str(stats.slides),
+        )  # fmt: skip
+        verdicts.append(verify(found))
+    console.print(ended)
+    console.print(_worst(dict(zip(runs, verdicts, strict=True))).table())
+    return all(found.passed for found in verdicts)
+
+
+def _worst(verdicts: Mapping[str, Verdicts]) -> Verdicts:
+    """Of each statement, the verdict of the run where it holds by least."""
+    rows = []
+    for statement in zip(*verdicts.values(), strict=True):
+        named = list(zip(verdicts, statement, strict=True))
+        run, worst = min(named, key=lambda pair: (pair[1].passed is not False, pair[1].slack))
+        rows.append(
+            type(worst)(worst.statement, worst.passed, worst.slack, f"{run}: {worst.detail}")
+        )
+    return Verdicts(rows)
+
+
+__all__ = ["MirrorFlow", "check", "draw", "run"]

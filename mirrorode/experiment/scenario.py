@@ -1,0 +1,136 @@
+"""A scenario: what of the paper it regenerates, as trajectories to integrate and what to draw."""
+
+from __future__ import annotations
+
+import ast
+import csv
+import importlib.util
+import io
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from mirrorode.problem.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from mirrorode.flow.mirror_flow import MirrorFlow
+    from mirrorode.flow.stopping import StoppingRule
+    from mirrorode.flow.trajectory import Trajectory
+
+
+@dataclass(frozen=True)
+class Job:
+    """One trajectory of a scenario, under the name of its run folder."""
+
+    name: str
+    flow: MirrorFlow
+    theta0: Tensor
+    until: StoppingRule
+    saveat: Sequence[StoppingRule] | None
+    rtol: float
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """A table as text cells, for the terminal, ``.md`` and ``.csv``."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def to_markdown(self) -> str:
+        """As a Markdown table under its title."""
+        lines = [self.columns, ("---",) * len(self.columns), *self.rows]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        return f"{self.title}\n\n{body}\n"
+
+    def to_csv(self) -> str:
+        """As comma-separated values."""
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([self.columns, *self.rows])
+        return buffer.getvalue()
+
+
+class Scenario(ABC):
+    """Base of every scenario: a frozen dataclass whose fields are what a user may override."""
+
+    @abstractmethod
+    def quick(self) -> Self:
+        """A smaller variant that shows the same in a minute or two."""
+
+    @abstractmethod
+    def jobs(self, device: str) -> list[Job]:
+        """The trajectories to integrate."""
+
+    @abstractmethod
+    def figure(self, runs: Mapping[str, Trajectory]) -> Figure:
+        """The figure, from stored runs only."""
+
+    @abstractmethod
+    def tables(self, runs: Mapping[str, Trajectory]) -> list[ResultTable]:
+        """The tables, from stored runs only; the first one is that of the paper."""
+
+    @abstractmethod
+    def plotted(self, runs: Mapping[str, Trajectory]) -> ResultTable:
+        """The numbers behind the figure."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A scenario as ``mirrorode list`` shows it, read without importing it."""
+
+    name: str
+    title: str
+    run_time: str
+    path: Path
+
+
+def folder() -> Path:
+    """Where the scenario files are: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "scenarios"
+    return inside if inside.is_dir() else package.parent / "scenarios"
+
+
+def entries() -> list[Entry]:
+    """Every scenario, by name."""
+    found = []
+    for path in sorted(folder().glob("*.py")):
+        if path.stem.startswith("_"):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        constants = {
+            node.targets[0].id: ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            and isinstance(node.targets[0], ast.Name)
+            and node.targets[0].id == "RUN_TIME"
+        }
+        title = (ast.get_docstring(tree) or "").split("\n")[0]
+        found.append(Entry(path.stem, title, constants.get("RUN_TIME", "unknown"), path))
+    return found
+
+
+def load(name: str) -> type[Scenario]:
+    """The scenario class of ``name``.
+
+    Raises:
+        InputError: if there is none.
+    """
+    known = {entry.name: entry.path for entry in entries()}
+    if name not in known:
+        raise InputError(f"`NAME` must be one of {', '.join(known)}, but is {name!r}")
+    spec = importlib.util.spec_from_file_location(f"mirrorode_scenario_{name}", known[name])
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up their annotations
+    spec.loader.exec_module(module)
+    found: Any = module.SCENARIO
+    return found

@@ -1,0 +1,100 @@
+"""Run folders: ``run.json`` and ``trajectory.npz``, each there whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mirrorode.experiment.scenario import Job, Scenario
+from mirrorode.flow.trajectory import Trajectory, write_atomically
+from mirrorode.problem.errors import InputError
+from mirrorode.theory.verdicts import Verdicts
+
+PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
+
+
+def writable(folder: Path) -> Path:
+    """Create ``folder``.
+
+    Raises:
+        InputError: if nothing can be written there.
+    """
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(f"`out` must be a folder that can be written, but is {folder} ({reason})")
+    return folder
+
+
+def configuration(scenario: Scenario) -> dict[str, Any]:
+    """The resolved fields of a scenario, as JSON has them."""
+    assert is_dataclass(scenario)
+    assert not isinstance(scenario, type)
+    return json.loads(json.dumps(asdict(scenario)))
+
+
+def save(
+    folder: Path, name: str, scenario: Scenario, job: Job, run: Trajectory, verdicts: Verdicts
+) -> None:
+    """Write one run; ``run.json`` last, so that its presence means a complete folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    run.save(folder / "trajectory.npz")
+    record = {
+        "scenario": name,
+        "run": job.name,
+        "configuration": configuration(scenario),
+        "flow": {
+            "network": repr(job.flow.network),
+            "dataset": repr(job.flow.dataset),
+            "potential": repr(job.flow.potential),
+        },
+        "until": repr(job.until),
+        "rtol": job.rtol,
+        "versions": {package: version(package) for package in PACKAGES}
+        | {"python": platform.python_version()},
+        "status": run.status.name,
+        "message": run.message,
+        "statistics": asdict(run.stats) | {"evaluations": run.stats.evaluations},
+        "log_time": float(run.log_time[-1]),
+        "log_inverse_loss": float(run.log_inverse_loss[-1]),
+        "verdicts": json.loads(verdicts.to_json()),
+    }
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(folder / "run.json", text.encode())
+
+
+def is_done(folder: Path, scenario: Scenario) -> bool:
+    """Whether ``folder`` holds a complete run of this very configuration."""
+    path = folder / "run.json"
+    if not (path.is_file() and (folder / "trajectory.npz").is_file()):
+        return False
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError:
+        return False
+    return stored.get("configuration") == configuration(scenario)
+
+
+def stored_configuration(folder: Path) -> dict[str, Any]:
+    """The scenario fields that the runs below ``folder`` were made with.
+
+    Raises:
+        InputError: if there are none.
+    """
+    for path in sorted(folder.glob("*/run.json")):
+        return json.loads(path.read_text(encoding="utf-8"))["configuration"]
+    raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
+
+
+def load_runs(folder: Path, jobs: list[Job]) -> dict[str, Trajectory]:
+    """The stored trajectories of ``jobs`` by name; those not there are left out."""
+    paths = {job.name: folder / job.name / "trajectory.npz" for job in jobs}
+    return {name: Trajectory.load(path) for name, path in paths.items() if path.is_file()}
