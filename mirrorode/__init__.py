@@ -33,7 +33,7 @@ _HOME = {
     "verify": "mirrorode.theory.verdicts",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mirrorode.flow.mirror_flow import MirrorFlow as MirrorFlow

@@ -100,7 +100,7 @@ class Fig2(Scenario):
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:
-        """Table 2 where the paper stops and where this goes on to, then the ratios beside its own."""
+        """Table 2 where the paper stops, where this goes on to, and the ratios beside its own."""
         stops = (("1e-50", PAPER_LOSS), (f"exp(-{self.limit:g})", self.limit))
         found = [
             _margin_table(f"L_k-margins of {self.seeds} student seeds at loss {name}", runs, loss)
@@ -166,7 +166,8 @@ def _draw_margin(axis: Axes, runs: Runs, k: int) -> None:
         )  # fmt: skip
     axis.axvline(PAPER_LOSS, color="0.6", lw=0.7, ls="--", zorder=0)
     axis.set(xscale="log", yscale="log", xlabel=r"$\log(1/\mathcal{L})$", ylabel=f"$L_{k}$-margin")
-    axis.annotate("paper stops", (PAPER_LOSS, 0), (2, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=6, color="0.4")  # fmt: skip
+    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axis.annotate("paper stops", (PAPER_LOSS, 0), (2, 2), fontsize=6, color="0.4", **place)
 
 
 def _margins(runs: Runs, name: str, loss: float) -> torch.Tensor:

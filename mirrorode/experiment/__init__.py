@@ -1,0 +1,1 @@
+"""What is run: scenarios, their stored runs, figures and tables."""

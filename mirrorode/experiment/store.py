@@ -29,8 +29,8 @@ def writable(folder: Path) -> Path:
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
-        reason = error.strerror or error
-        raise InputError(f"`out` must be a folder that can be written, but is {folder} ({reason})")
+        sentence = f"`out` must be a folder that can be written, but is {folder}"
+        raise InputError(f"{sentence} ({error.strerror or error})") from None
     return folder
 
 

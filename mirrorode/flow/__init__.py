@@ -1,0 +1,1 @@
+"""How it moves: the vector field, the integrator and the trajectory."""

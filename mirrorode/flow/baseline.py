@@ -1,8 +1,8 @@
 """The baseline: a method of torchdiffeq in log time, through kinks.
 
-The clock is σ = log(1 + t/τ), dz/dσ = (t + τ)𝓛·G, log time once t ≫ τ, regular at t = 0. The flow is
-as stiff there as the softmax, and its kinks are stepped across: this is what most would write
-first, kept to be compared with.
+The clock is σ = log(1 + t/τ), dz/dσ = (t + τ)𝓛·G, log time once t ≫ τ, regular at t = 0. The
+flow is as stiff there as the softmax, and its kinks are stepped across: this is what most would
+write first, kept to be compared with.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ LOOSE = 1e-7  # of the largest possible force: what counts as zero
 
 
 def passing(slides: Pairs, flips: Pairs, times: Tensor) -> Pairs:
-    """Sliding units (sample −1) that go through w = 0 in a step: their other kinks flip together."""
+    """Sliding units (sample −1) that go through w = 0: their other kinks flip together."""
     units = {(layer, unit) for layer, unit, _ in zip(*slides.lists(), strict=True)}
     found = []
     for layer, unit in sorted(units):

@@ -1,6 +1,6 @@
 """Dense output: the state, log(1/𝓛) and log t anywhere inside one accepted step.
 
-The step runs over s in [0, 1]. Its dual is the collocation polynomial. Time is dt = e^{E(s)} ds with
+The step runs over s in [0, 1]. Its dual is the collocation polynomial; dt = e^{E(s)} ds with
 
     loss time      E = ℓ(s) + log h,                ℓ(s) the cubic through start and stages,
     log ℓ time     E = ℓ(s) + w(s) + log h,         ℓ(s) = ℓ₀ e^{hs} exactly, w = log ℓ − log‖G‖²_D.

@@ -168,7 +168,7 @@ def enter(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> tuple[Ten
 
 
 def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
-    """The dual moved, least in the metric D, onto the kinks slid along (balance to second order)."""
+    """The dual moved least in D onto the kinks slid along; keeps the balance to second order."""
     if len(mode.slides) == 0:
         return dual
     for _ in range(2):

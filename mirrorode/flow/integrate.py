@@ -9,104 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorode.flow import capture, events, radau, stages
+from mirrorode.flow import capture, events
+from mirrorode.flow.attempt import Attempt, try_step
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.events import Ending
 from mirrorode.flow.kinks import Pairs
-from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.step import Clock, Mode, Step, metric, slide_coefficients
+from mirrorode.flow.state import Point, Run, State, look
 from mirrorode.flow.stopping import LogInverseLoss, StoppingRule
-from mirrorode.flow.system import Stages
-from mirrorode.flow.trajectory import Event, Stats, Status
+from mirrorode.flow.trajectory import Status
 
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
-NEGLIGIBLE = 32.0  # samples lighter than e⁻³² of the heaviest do not enter a step
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
-FAR = (
-    4.0  # step ratio beyond which the last collocation polynomial is a worse guess than its tangent
-)
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
-
-
-@dataclass
-class State:
-    """Where the integration stands: the dual, the smooth mode, the log weights and log t."""
-
-    dual: Tensor
-    mode: Mode
-    log_weights: Tensor | None = None
-    known: Tensor | None = None
-    nu: float = 0.0
-    log_time: float = -math.inf
-    h: float | None = None
-    last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
-    late: bool = False
-    settle: bool = False
-
-
-@dataclass(frozen=True)
-class Point:
-    """The flow at the start of a step."""
-
-    theta: Tensor
-    loss: float
-    log_weights: Tensor
-    samples: Tensor
-    direction: Tensor
-    speed: float
-    coefficients: Tensor
-    preactivations: list[Tensor]
-
-
-@dataclass
-class Run:
-    """One integration: its flow, tolerances, and what it has counted."""
-
-    flow: MirrorFlow
-    rtol: float
-    atol: float
-    stats: Stats = field(default_factory=Stats)
-    events: list[Event] = field(default_factory=list)
-    largest_step: float = 0.0
-
-    def record(self, kind: str, pairs: Pairs, log_time: float, loss: float) -> None:
-        """Write one event a pair."""
-        self.stats.events += len(pairs)
-        self.stats.slides += len(pairs) if kind == "slide" else 0
-        for layer, unit, sample in zip(*pairs.lists(), strict=True):
-            self.events.append(Event(kind, log_time, loss, layer, unit, sample))
-
-    def scale(self, dual: Tensor) -> Tensor:
-        """What an error in the dual is measured by, coordinate by coordinate."""
-        rms = dual.square().mean().sqrt().clamp(min=1.0)
-        return self.atol * rms + self.rtol * dual.abs()
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """One attempted step with its verdict: an error above 1 rejects it."""
-
-    step: Step
-    point: Point
-    stages: Stages
-    dense: DenseStep
-    error: float
-
-
-def start(flow: MirrorFlow, theta0: Tensor) -> State:
-    """The state at t = 0, on the true pattern."""
-    pattern = flow.network.forward(theta0, flow.dataset.x).pattern
-    captured = [torch.zeros(on.shape[1], dtype=torch.bool, device=on.device) for on in pattern]
-    mode = Mode(pattern, Pairs.none(theta0.device), captured)
-    return State(flow.potential.gradient(theta0), mode)
 
 
 def advance(
@@ -132,7 +53,7 @@ def advance(
             if h < SMALLEST * run.largest_step:
                 break
         else:
-            end = events.ending(attempt.step, attempt.stages, point.samples)
+            end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
             landing = _share_to(attempt.dense, rules)
             if not attempt.stages.converged and end.share > 0.95:
                 patient, guess = True, (attempt, 1.0)
@@ -174,57 +95,11 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         attempt = try_step(run, replace(state, last=None), point, CONSISTENT)
         if attempt is not None:
             weights = point.log_weights.clone()
-            weights[point.samples] = attempt.stages.log_mu[2]
+            weights[attempt.point.samples] = attempt.stages.log_mu[2]
             state = replace(state, log_weights=weights, nu=float(attempt.stages.nu[2]))
             point = look(run, state)
         state = replace(state, settle=False)
     return state, point
-
-
-def look(run: Run, state: State) -> Point:
-    """Evaluate the flow at the state, on its mode."""
-    flow, data = run.flow, run.flow.dataset
-    theta = flow.potential.inverse_gradient(state.dual)
-    forward = flow.network.forward(theta, data.x, state.mode.pattern)
-    gradient, signals = flow.network.backward(forward)
-    run.stats.half_passes += 2
-    q = data.y * forward.output
-    u = (
-        -q
-        if state.log_weights is None
-        else torch.where(state.known, state.log_weights, state.nu - q)
-    )
-    matters = u > u.max() - NEGLIGIBLE
-    matters[state.mode.slides.sample] = True
-    samples = torch.nonzero(matters)[:, 0]
-    rows = data.y[samples, None] * gradient[samples]
-    pre = [value[samples] for value in forward.preactivations]
-    step = _fixed(run, state, samples, pre, u[:0], 1.0, Clock(0.0, theta.new_zeros(3)))
-    share = torch.softmax(u[samples], 0)
-    free = share @ rows
-    direction = step.project(theta, free[None])[0]
-    speed = (metric(flow, theta) * direction.square()).sum()
-    local = [signal[samples] for signal in signals]
-    coefficients = slide_coefficients(step, theta, share, free, local)
-    loss, speed = torch.stack([-torch.logsumexp(-q, 0), speed]).tolist()
-    return Point(theta, loss, u, samples, direction, speed, coefficients, pre)
-
-
-def _fixed(
-    run: Run,
-    state: State,
-    samples: Tensor,
-    pre: list[Tensor],
-    coefficients: Tensor,
-    h: float,
-    clock: Clock,
-) -> Step:
-    data = run.flow.dataset
-    return Step(
-        run.flow, data.x[samples], data.y[samples], state.mode.restrict(samples), clock, h,
-        state.dual, pre, coefficients, run.scale(state.dual),
-        min(1e-3, max(10 * run.rtol, 1e-7)), run.stats,
-    )  # fmt: skip
 
 
 def _first_step(state: State, point: Point) -> float:
@@ -256,56 +131,6 @@ def _step_factor(error: float) -> float:
     return min(5.0, max(0.15, 0.9 * max(error, 1e-12) ** -0.25))
 
 
-def try_step(
-    run: Run,
-    state: State,
-    point: Point,
-    h: float,
-    longer: tuple[Attempt, float] | None = None,
-    *,
-    patient: bool = True,
-) -> Attempt | None:
-    """Solve the stage equations for a step h; None where Newton fails.
-
-    The guess is the collocation polynomial of the attempt of which this step is a share, or of
-    the step before, or the tangent.
-    """
-    nodes = point.direction.new_tensor(radau.NODES)
-    weight, clock = 1.0, Clock(0.0, nodes * 0)
-    if state.late:
-        weight, clock = point.loss / point.speed, Clock(1.0, -point.loss * torch.exp(h * nodes))
-    step = _fixed(run, state, point.samples, point.preactivations, point.coefficients, h, clock)
-    u = torch.log_softmax(point.log_weights[point.samples], 0) + math.log(weight)
-    guess = state.dual + h * weight * nodes[:, None] * point.direction
-    if longer is not None:
-        guess = torch.stack([longer[0].dense.dual(longer[1] * c) for c in radau.NODES])
-    elif state.last is not None and h < FAR * state.last[1]:
-        duals, before = state.last
-        guess = torch.stack([radau.interpolate(duals, 1 + h / before * c) for c in radau.NODES])
-    found = stages.solve(step, guess, u.expand(radau.STAGES, -1), patient=patient)
-    if found is None:
-        return None
-    at_start = nodes.new_tensor(radau.SLOPE_BASIS[:, 0])
-    defect = weight * point.direction - at_start @ found.extrapolated
-    scale = torch.maximum(step.scale, run.scale(found.dual[2]))
-    error = (radau.ERROR_WEIGHT * h * defect / scale).square().mean().sqrt()
-    dense = _dense(run, state, point, found, h)
-    clock_error = dense.log_time_error() / (run.rtol * max(1.0, abs(dense.log_time_at(1.0))))
-    return Attempt(step, point, found, dense, max(float(error), clock_error))
-
-
-def _dense(run: Run, state: State, point: Point, found: Stages, h: float) -> DenseStep:
-    duals = torch.cat([state.dual[None], found.dual])
-    if state.late:
-        loss = point.loss * np.exp(h * np.concatenate([[0.0], radau.NODES]))
-        start = math.log(point.loss / point.speed)
-        rate = np.concatenate([[start], found.nu.cpu().numpy() - loss[1:]])
-    else:
-        late = run.flow.log_inverse_loss(found.theta).cpu().numpy()
-        loss, rate = np.concatenate([[point.loss], late]), np.zeros(4)
-    return DenseStep(duals, h, state.log_time, loss, rate, state.late)
-
-
 def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> State:
     """The state at the end of an accepted step; events are recorded."""
     flow, found, step, samples = run.flow, attempt.stages, attempt.step, attempt.point.samples
@@ -324,7 +149,10 @@ def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> S
     if len(captures):
         dual, mode = capture.hold(flow, dual, mode, captures)
         run.record("capture", captures, log_time, loss)
-    entering = _globally(_union([end.arrivals for end in endings]), samples)
+    arrivals = _union([end.arrivals for end in endings])
+    # What an attempt that had not converged saw arrive may not be there.
+    arrivals = arrivals[events.overshoot(step, found, arrivals) <= events.SOFT]
+    entering = _globally(arrivals, samples)
     settle = state.late and len(captures) > 0
     if len(mode.slides) or len(entering):
         dual, mode, entered = events.enter(flow, dual, mode, entering)

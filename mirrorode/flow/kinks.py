@@ -61,6 +61,8 @@ class Pairs:
 
     def gather(self, values: list[Tensor]) -> Tensor:
         """Entries of one (…, K, units) tensor a layer at the pairs: (…, F)."""
+        if not values:  # a network without hidden layers has no pairs
+            return torch.zeros(0, device=self.unit.device)
         found = values[0].new_zeros((*values[0].shape[:-2], len(self)))
         for layer, value in enumerate(values):
             here = self.layer == layer

@@ -1,4 +1,4 @@
-"""Coefficients of the three-stage Radau IIA collocation method: order 5, stiffly accurate, L-stable.
+"""Coefficients of the three-stage Radau IIA method: order 5, stiffly accurate, L-stable.
 
 E. Hairer and G. Wanner, *Solving Ordinary Differential Equations II*, sections IV.5 and IV.8.
 """

@@ -11,6 +11,7 @@ from torch import Tensor
 from mirrorode.flow import baseline, integrate
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.state import Run, start
 from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule, Time
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
@@ -86,7 +87,7 @@ def _solve_one(
     begun = time.perf_counter()
     recorder = Recorder(flow, theta0, until, saveat, max_steps, progress)
     if method == "auto":
-        run = integrate.Run(flow, rtol, atol)
+        run = Run(flow, rtol, atol)
         status = _integrate(run, recorder, theta0)
         stats, events = run.stats, tuple(run.events)
     else:
@@ -162,8 +163,8 @@ class Recorder:
         return like.new_tensor(log_time), like.new_tensor(loss), torch.stack(dual)
 
 
-def _integrate(run: integrate.Run, recorder: Recorder, theta0: Tensor) -> Status:
-    state = integrate.start(run.flow, theta0)
+def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
+    state = start(run.flow, theta0)
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED

@@ -40,7 +40,7 @@ def solve(step: Step, dual: Tensor, u: Tensor, *, patient: bool) -> Stages | Non
         after = _forward(step, it.dual, rows)
         kinked = tracking.update(step, it, system, after)
         # What is left after an update is its size times the rate of contraction.
-        left = size * min(1.0, size / previous) if size < BELIEVED else size
+        left = size * min(1.0, size / previous) if iteration > 1 and size < BELIEVED else size
         if left < 1 and not kinked:
             return system.finish(it, after, iteration, converged=True)
         if not patient and size < IN_SIGHT and bool((it.arrival_times < 0.9).any()):

@@ -32,8 +32,8 @@ class Status(Enum):
     REACHED = "the stopping rule was reached"
     MAX_STEPS = "max_steps were taken before the stopping rule: raise max_steps"
     BLOCKED = (
-        "no further progress: probably a unit slides along kinks, or is held at zero, in a way that "
-        "the integrator does not follow; what was reached is kept"
+        "no further progress: probably a unit slides along kinks, or is held at zero, in a way "
+        "that the integrator does not follow; what was reached is kept"
     )
     STATIONARY = "the velocity is zero: a stationary point of the loss"
     NON_FINITE = "a number was no longer finite: try a smaller rtol or smaller data"

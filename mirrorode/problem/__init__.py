@@ -1,0 +1,1 @@
+"""What is given: potentials, networks, samples."""

@@ -1,0 +1,1 @@
+"""What is claimed: margins, balance and the verdicts along a trajectory."""

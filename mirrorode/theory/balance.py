@@ -8,6 +8,7 @@ Q_i − Q_{i+1} (Lemma 3.1): for every separable potential and every selection a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -36,7 +37,7 @@ def neuron_balance(flow: MirrorFlow, theta: Tensor) -> Balance:
     """One law a hidden unit: Σ κ̃(incoming) − Σ κ̃(outgoing) (Appendix G.5)."""
     incoming, outgoing = [], []
     terms = list(flow.network.unflatten(flow.potential.balance_term(theta)).values())
-    for lower, upper in zip(terms[:-1], terms[1:], strict=True):
+    for lower, upper in pairwise(terms):
         incoming.append(lower.sum(-1))
         outgoing.append(upper.sum(-2))
     if not incoming:

@@ -1,4 +1,4 @@
-"""Margins of Definitions 4.1 and 4.2 and the norm margins of Tables 2–8, over batches of θ (…, n)."""
+"""Margins of Definitions 4.1 and 4.2, norm margins of Tables 2–8; θ may be a batch (…, n)."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Verdict:
     Attributes:
         statement: its number in the paper and what it says.
         passed: None where it does not apply, for the reason in ``detail``.
-        slack: the smallest margin by which it holds, negative where it fails; NaN if not applicable.
+        slack: by how much it holds at least, negative where it fails; NaN if not applicable.
         detail: what was measured.
     """
 
@@ -203,5 +203,6 @@ def _monotone(path: _Path) -> Verdict:
     residual = (path.residual[late] / loss)[1:] + path.trajectory.rtol
     slack, worst = float((gain + residual).amin()), float(gain.amin())
     grown = float(log_margin[-1] - log_margin[0])
-    detail = f"smallest gain of log γ̃ {worst:.1e}, residual {float(residual.amax()):.1e}, in all {grown:.3g}"
+    allowed = float(residual.amax())
+    detail = f"smallest gain of log γ̃ {worst:.1e}, residual {allowed:.1e}, in all {grown:.3g}"
     return Verdict(name, slack >= 0, slack, detail)

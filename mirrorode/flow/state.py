@@ -1,0 +1,126 @@
+"""Where an integration stands, and the flow evaluated there."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from mirrorode.flow.kinks import Pairs
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.step import Clock, Mode, Step, metric, slide_coefficients
+from mirrorode.flow.trajectory import Event, Stats
+
+NEGLIGIBLE = 32.0  # samples lighter than e⁻³² of the heaviest do not enter a step
+
+
+@dataclass
+class State:
+    """Where the integration stands: the dual, the smooth mode, the log weights and log t."""
+
+    dual: Tensor
+    mode: Mode
+    log_weights: Tensor | None = None
+    known: Tensor | None = None
+    nu: float = 0.0
+    log_time: float = -math.inf
+    h: float | None = None
+    last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
+    late: bool = False
+    settle: bool = False
+
+
+@dataclass(frozen=True)
+class Point:
+    """The flow at the start of a step."""
+
+    theta: Tensor
+    loss: float
+    log_weights: Tensor
+    samples: Tensor
+    direction: Tensor
+    speed: float
+    coefficients: Tensor
+    preactivations: list[Tensor]
+
+
+@dataclass
+class Run:
+    """One integration: its flow, tolerances, and what it has counted."""
+
+    flow: MirrorFlow
+    rtol: float
+    atol: float
+    stats: Stats = field(default_factory=Stats)
+    events: list[Event] = field(default_factory=list)
+    largest_step: float = 0.0
+
+    def record(self, kind: str, pairs: Pairs, log_time: float, loss: float) -> None:
+        """Write one event a pair."""
+        self.stats.events += len(pairs)
+        self.stats.slides += len(pairs) if kind == "slide" else 0
+        for layer, unit, sample in zip(*pairs.lists(), strict=True):
+            self.events.append(Event(kind, log_time, loss, layer, unit, sample))
+
+    def scale(self, dual: Tensor) -> Tensor:
+        """What an error in the dual is measured by, coordinate by coordinate."""
+        rms = dual.square().mean().sqrt().clamp(min=1.0)
+        return self.atol * rms + self.rtol * dual.abs()
+
+
+def start(flow: MirrorFlow, theta0: Tensor) -> State:
+    """The state at t = 0, on the true pattern."""
+    pattern = flow.network.forward(theta0, flow.dataset.x).pattern
+    captured = [torch.zeros(on.shape[1], dtype=torch.bool, device=on.device) for on in pattern]
+    mode = Mode(pattern, Pairs.none(theta0.device), captured)
+    return State(flow.potential.gradient(theta0), mode)
+
+
+def look(run: Run, state: State) -> Point:
+    """Evaluate the flow at the state, on its mode."""
+    flow, data = run.flow, run.flow.dataset
+    theta = flow.potential.inverse_gradient(state.dual)
+    forward = flow.network.forward(theta, data.x, state.mode.pattern)
+    gradient, signals = flow.network.backward(forward)
+    run.stats.half_passes += 2
+    q = data.y * forward.output
+    u = (
+        -q
+        if state.log_weights is None
+        else torch.where(state.known, state.log_weights, state.nu - q)
+    )
+    matters = u > u.max() - NEGLIGIBLE
+    matters[state.mode.slides.sample] = True
+    samples = torch.nonzero(matters)[:, 0]
+    rows = data.y[samples, None] * gradient[samples]
+    pre = forward.preactivations
+    step = fix_step(run, state, samples, pre, u[:0], 1.0, Clock(0.0, theta.new_zeros(3)))
+    share = torch.softmax(u[samples], 0)
+    free = share @ rows
+    direction = step.project(theta, free[None])[0]
+    speed = (metric(flow, theta) * direction.square()).sum()
+    local = [signal[samples] for signal in signals]
+    coefficients = slide_coefficients(step, theta, share, free, local)
+    loss, speed = torch.stack([-torch.logsumexp(-q, 0), speed]).tolist()
+    return Point(theta, loss, u, samples, direction, speed, coefficients, pre)
+
+
+def fix_step(
+    run: Run,
+    state: State,
+    samples: Tensor,
+    preactivations: list[Tensor],
+    coefficients: Tensor,
+    h: float,
+    clock: Clock,
+) -> Step:
+    """A step from the state that takes only ``samples`` into account."""
+    x, y = run.flow.dataset.x[samples], run.flow.dataset.y[samples]
+    local = [value[samples] for value in preactivations]
+    tolerance = min(1e-3, max(10 * run.rtol, 1e-7))
+    return Step(
+        run.flow, x, y, state.mode.restrict(samples), clock, h, state.dual, local, coefficients,
+        run.scale(state.dual), tolerance, run.stats,
+    )  # fmt: skip
