@@ -26,9 +26,9 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     Runs that are stored with the same configuration are not integrated again, so that an
     interrupted command goes on where it was.
     """
+    jobs = scenario.jobs(device)  # bad input is refused before anything is written
     home = store.writable(out / name)
     store.writable(FIGURES)
-    jobs = scenario.jobs(device)
     with _progress(console) as progress:
         for job in jobs:
             task = progress.add_task(job.name, total=1.0, state="waiting")

@@ -16,20 +16,8 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import Mode
 
 STEPS = 20  # of the fixed-point iteration u ← F'(u)/‖F'(u)‖; two suffice from every edge
-TOGETHER = 1e-4  # of a step
 ON_EDGE = 1e-6  # cosine
 LOOSE = 1e-7  # of the largest possible force: what counts as zero
-
-
-def passing(slides: Pairs, flips: Pairs, times: Tensor) -> Pairs:
-    """Sliding units (sample −1) that go through w = 0: their other kinks flip together."""
-    units = {(layer, unit) for layer, unit, _ in zip(*slides.lists(), strict=True)}
-    found = []
-    for layer, unit in sorted(units):
-        own = times[(flips.layer == layer) & (flips.unit == unit)]
-        if len(own) > 1 and float(own.max() - own.min()) < TOGETHER:
-            found.append((layer, unit, -1))
-    return Pairs.of(found, times.device)
 
 
 def strongest(inputs: Tensor, force: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from mirrorode.flow import capture, radau
 from mirrorode.flow.kinks import Pairs, roots
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.step import Mode, Step, metric, pair_normals
 from mirrorode.flow.system import Stages
 
@@ -39,19 +40,23 @@ class Ending:
 
 def ending(step: Step, found: Stages, samples: Tensor) -> Ending:
     """The events of an attempted step that crossings inside it do not settle."""
-    captures = capture.passing(step.mode.slides, found.flips, found.flip_times)
-    capture_times = _times_of_zero(step, found, captures)
+    captures = step.mode.on_a_line(step.flow.network.widths)
+    capture_times, reached = _times_of_zero(step, found, captures)
+    captures, capture_times = captures[reached], capture_times[reached]
     hard_capture = _distance_to_zero(step, found, captures) > SOFT
     hard_arrival = overshoot(step, found, found.arrivals) > SOFT
     times = torch.cat([capture_times[hard_capture], found.arrival_times[hard_arrival]])
     share = min([1.0, *times.tolist()])
     share = min(share, _exit_share(step, found, captures), _release_share(step, found, samples))
     within = share * (1 + 1e-9)
-    return Ending(
-        share,
-        found.arrivals[found.arrival_times <= within],
-        captures[capture_times <= within],
-    )
+    arrivals = found.arrivals[found.arrival_times <= within]
+    return Ending(share, arrivals, captures[capture_times <= within])
+
+
+def _same_unit(pairs: Pairs, units: Pairs) -> Tensor:
+    """Which of the pairs belong to one of the units."""
+    layers, numbers = pairs.layer[:, None] == units.layer, pairs.unit[:, None] == units.unit
+    return (layers & numbers).any(1)
 
 
 def _first_beyond(values: Tensor, limit: float) -> float:
@@ -64,9 +69,7 @@ def _first_beyond(values: Tensor, limit: float) -> float:
 
 def _exit_share(step: Step, found: Stages, captures: Pairs) -> float:
     """Up to where all coefficients are in [0, 1]; 1 if they leave it by little."""
-    going = {(layer, unit) for layer, unit, _ in zip(*captures.lists(), strict=True)}
-    slides = enumerate(zip(*step.mode.slides.lists(), strict=True))
-    keep = [k for k, (layer, unit, _) in slides if (layer, unit) not in going]
+    keep = ~_same_unit(step.mode.slides, captures)
     beyond = (torch.cat([step.coefficients[None], found.coefficients])[:, keep] - 0.5).abs() - 0.5
     if beyond.numel() == 0 or not bool((beyond[-1] > OVERSHOOT).any()):
         return 1.0
@@ -88,18 +91,18 @@ def _release_share(step: Step, found: Stages, samples: Tensor) -> float:
     return _first_beyond(step.dual.new_tensor(values).T, 0.0)
 
 
-def _times_of_zero(step: Step, found: Stages, units: Pairs) -> Tensor:
-    """When the incoming dual weights of ``units`` vanish on the path they take up to there."""
-    butcher = step.dual.new_tensor(radau.BUTCHER)
-    path = torch.cat([step.dual[None], step.dual + step.h * butcher @ found.extrapolated])
+def _times_of_zero(step: Step, found: Stages, units: Pairs) -> tuple[Tensor, Tensor]:
+    """When the incoming dual weights of ``units``, which move on a line, vanish, if they do."""
+    path = torch.cat([step.dual[None], found.dual])
     blocks = list(step.flow.network.unflatten(path).values())
     ends = step.dual.new_ones(len(units))
     rows = [blocks[layer][:, unit] for layer, unit, _ in zip(*units.lists(), strict=True)]
     if not rows:
-        return ends
+        return ends, ends > 0
     along = torch.stack([row @ row[0] for row in rows])
     cubic = along @ step.dual.new_tensor(radau.STATE_BASIS)
-    return roots(cubic, ends * 0, ends, torch.zeros_like(ends, dtype=torch.bool))
+    falling = torch.zeros_like(ends, dtype=torch.bool)
+    return roots(cubic, ends * 0, ends, falling), along[:, -1] <= 0
 
 
 def _captured(mode: Mode) -> list[tuple[int, int]]:
@@ -115,6 +118,21 @@ def _distance_to_zero(step: Step, found: Stages, units: Pairs) -> Tensor:
     blocks = list(step.flow.network.unflatten(found.dual[-1] / step.scale).values())
     sizes = [blocks[layer][unit].norm() for layer, unit, _ in zip(*units.lists(), strict=True)]
     return torch.stack(sizes) / len(step.dual) ** 0.5 if sizes else step.dual.new_zeros(0)
+
+
+def vanishing(run: Run, state: State, point: Point) -> Pairs:
+    """Units (sample −1) that are at zero to within the tolerance, and move towards it.
+
+    On the last stretch to w = 0 a unit passes ever more kinks in ever shorter time.
+    """
+    unflatten, scale, found = run.flow.network.unflatten, run.scale(state.dual), []
+    sizes = list(unflatten(state.dual / scale).values())
+    inward = list(unflatten(state.dual * point.direction).values())
+    for layer, captured in enumerate(state.mode.captured):
+        small = sizes[layer].norm(dim=-1) < SOFT * len(scale) ** 0.5
+        units = torch.nonzero(small & (inward[layer].sum(-1) < 0) & ~captured)[:, 0]
+        found += [(layer, unit, -1) for unit in units.tolist()]
+    return Pairs.of(found, scale.device)
 
 
 def release(

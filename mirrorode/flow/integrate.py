@@ -20,11 +20,14 @@ from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.events import Ending
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.state import Point, Run, State, look
+from mirrorode.flow.step import Mode
 from mirrorode.flow.stopping import LogInverseLoss, StoppingRule
 from mirrorode.flow.trajectory import Status
+from mirrorode.problem.networks import Pattern
 
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
+INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
@@ -41,8 +44,9 @@ def advance(
         return Status.STATIONARY
     wanted = _first_step(state, point) if state.h is None else state.h
     h = min(wanted, _distance(state, point, rules))
+    none = Pairs.none(state.dual.device)
     due: Ending | None = None
-    guess, patient = None, False
+    guess, patient, landings = None, False, 0
     for _ in range(100):
         attempt = try_step(run, state, point, h, guess, patient=patient)
         if attempt is None or (attempt.stages.converged and not attempt.error <= 1):
@@ -50,15 +54,27 @@ def advance(
             factor = 0.3 if attempt is None else min(0.8, _step_factor(attempt.error))
             h = wanted = h * factor
             due = guess = None
+            vanishing = events.vanishing(run, state, point) if attempt is None else none
+            if len(vanishing):
+                run.record("capture", vanishing, state.log_time, point.loss)
+                dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
+                held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
+                return advance(run, held, rules)
             if h < SMALLEST * run.largest_step:
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
             landing = _share_to(attempt.dense, rules)
+            if landing < end.share:
+                # The noise of log t in a step is relative to what the step adds to it: from the
+                # third try on, a last short step does better than this one.
+                landings += 1
+                landing *= 0.99 if landings > 2 else 1.0
             if not attempt.stages.converged and end.share > 0.95:
                 patient, guess = True, (attempt, 1.0)
                 continue
-            if min(end.share, landing) == 1 or (due and end.share > 1 - 1e-6):
+            kept = min(end.share, landing) == 1 or (due and end.share > 1 - 1e-6)
+            if kept or h < INSTANT * run.largest_step:
                 grown = h * min(_step_factor(attempt.error), _GROWTH[attempt.stages.iterations])
                 state.h = grown if h >= wanted else max(wanted, grown)
                 return accept(run, state, attempt, [due, end] if due else [end]), attempt.dense
@@ -132,42 +148,67 @@ def _step_factor(error: float) -> float:
 
 
 def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> State:
-    """The state at the end of an accepted step; events are recorded."""
-    flow, found, step, samples = run.flow, attempt.stages, attempt.step, attempt.point.samples
-    dual, theta, dense = found.dual[2], found.theta[2], attempt.dense
-    pre = flow.network.forward(theta, flow.dataset.x).preactivations
-    run.stats.half_passes += 1
-    held = state.mode.held()
-    pattern = [
-        torch.where(hold, old, value > 0)
-        for hold, old, value in zip(held, state.mode.pattern, pre, strict=True)
-    ]
-    mode = replace(state.mode, pattern=pattern)
+    """The state at the end of an accepted step."""
+    found, dense, samples = attempt.stages, attempt.dense, attempt.point.samples
     log_time, loss = dense.log_time_at(1.0), float(dense.log_inverse_loss(1.0))
     run.record("cross", _globally(found.flips, samples), log_time, loss)
+    mode = replace(state.mode, pattern=_pattern_after(run, state, attempt))
+    dual, mode, changed = _apply(run, attempt, mode, endings, log_time, loss)
+    if not state.late and (changed or len(mode.slides)):
+        # The dual has been put on the kinks slid along.
+        loss = float(run.flow.log_inverse_loss(run.flow.potential.inverse_gradient(dual)))
+    weights = dual.new_zeros(len(run.flow.dataset))
+    weights[samples] = found.log_mu[2]
+    known = torch.zeros_like(weights, dtype=torch.bool)
+    known[samples] = True
+    run.stats.steps += 1
+    run.largest_step = max(run.largest_step, attempt.step.h)
+    settle = changed and state.late
+    last = None if settle else (dense.duals, attempt.step.h)
+    return State(
+        dual, mode, loss, weights, known, float(found.nu[2]), log_time, state.h, last, state.late,
+        settle,
+    )  # fmt: skip
+
+
+def _pattern_after(run: Run, state: State, attempt: Attempt) -> Pattern:
+    """The true pattern at the end of a step, but for pairs whose kinks are held."""
+    network, found, samples = run.flow.network, attempt.stages, attempt.point.samples
+    pre = network.forward(found.theta[2], run.flow.dataset.x).preactivations
+    run.stats.half_passes += 1
+    pattern = [
+        torch.where(hold, old, value > 0)
+        for hold, old, value in zip(
+            state.mode.held(network.widths), state.mode.pattern, pre, strict=True
+        )
+    ]
+    # At a kink that was crossed just now the sign is round-off; there the crossing decides.
+    crossed = found.flips[events.overshoot(attempt.step, found, found.flips) < 1e-6]
+    after = [on[found.rows.at_node[2]] for on in found.rows.pattern]
+    decided = crossed.gather([on.to(found.theta) for on in after]) > 0
+    for value in (False, True):
+        pattern = _globally(crossed[decided == value], samples).mark(pattern, value)
+    return pattern
+
+
+def _apply(
+    run: Run, attempt: Attempt, mode: Mode, endings: list[Ending], log_time: float, loss: float
+) -> tuple[Tensor, Mode, bool]:
+    """Captures and slides that begin at the end of a step: dual, mode, whether they changed it."""
+    flow, found, samples = run.flow, attempt.stages, attempt.point.samples
+    dual = found.dual[2]
     captures = _union([end.captures for end in endings])
     if len(captures):
         dual, mode = capture.hold(flow, dual, mode, captures)
         run.record("capture", captures, log_time, loss)
     arrivals = _union([end.arrivals for end in endings])
     # What an attempt that had not converged saw arrive may not be there.
-    arrivals = arrivals[events.overshoot(step, found, arrivals) <= events.SOFT]
-    entering = _globally(arrivals, samples)
-    settle = state.late and len(captures) > 0
-    if len(mode.slides) or len(entering):
-        dual, mode, entered = events.enter(flow, dual, mode, entering)
+    arrivals = arrivals[events.overshoot(attempt.step, found, arrivals) <= events.SOFT]
+    entered = arrivals[:0]
+    if len(mode.slides) or len(arrivals):
+        dual, mode, entered = events.enter(flow, dual, mode, _globally(arrivals, samples))
         run.record("slide", entered, log_time, loss)
-        settle = settle or (state.late and len(entered) > 0)
-    weights = dual.new_full((len(flow.dataset),), 0.0)
-    weights[samples] = found.log_mu[2]
-    known = torch.zeros_like(weights, dtype=torch.bool)
-    known[samples] = True
-    run.stats.steps += 1
-    run.largest_step = max(run.largest_step, step.h)
-    last = None if settle else (dense.duals, step.h)
-    return State(
-        dual, mode, weights, known, float(found.nu[2]), log_time, state.h, last, state.late, settle
-    )
+    return dual, mode, len(captures) + len(entered) > 0
 
 
 def _globally(pairs: Pairs, samples: Tensor) -> Pairs:

@@ -174,8 +174,7 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
             return outcome
         state, dense = outcome
         recorder.steps.append(dense)
-        loss = float(dense.log_inverse_loss(1.0))
-        over = recorder.add(state.log_time, loss, state.dual, run.stats)
+        over = recorder.add(state.log_time, state.loss, state.dual, run.stats)
         if over is not None:
             return over
 

@@ -18,10 +18,11 @@ NEGLIGIBLE = 32.0  # samples lighter than e⁻³² of the heaviest do not enter 
 
 @dataclass
 class State:
-    """Where the integration stands: the dual, the smooth mode, the log weights and log t."""
+    """Where the integration stands: dual, smooth mode, log(1/𝓛), log weights and log t."""
 
     dual: Tensor
     mode: Mode
+    loss: float = math.nan
     log_weights: Tensor | None = None
     known: Tensor | None = None
     nu: float = 0.0
@@ -120,6 +121,9 @@ def fix_step(
     x, y = run.flow.dataset.x[samples], run.flow.dataset.y[samples]
     local = [value[samples] for value in preactivations]
     tolerance = min(1e-3, max(10 * run.rtol, 1e-7))
+    if state.late:
+        # A short step prescribes a change h of log ℓ, of which round-off leaves this much.
+        tolerance = max(tolerance, 20 * torch.finfo(x.dtype).eps / h)
     return Step(
         run.flow, x, y, state.mode.restrict(samples), clock, h, state.dual, local, coefficients,
         run.scale(state.dual), tolerance, run.stats,

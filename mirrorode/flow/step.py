@@ -7,6 +7,7 @@ tangent space of the kinks slid along.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,10 +39,27 @@ class Mode:
         slides = replace(self.slides, sample=place)
         return replace(self, pattern=[on[samples] for on in self.pattern], slides=slides)
 
-    def held(self) -> Pattern:
-        """Pairs whose kink needs no watching: sliding ones and those of captured units."""
+    def held(self, widths: Sequence[int]) -> Pattern:
+        """Pairs whose kink needs no watching: sliding ones, captured units, units on a line."""
         captured = zip(self.pattern, self.captured, strict=True)
-        return self.slides.mark([unit.expand_as(on).clone() for on, unit in captured], True)
+        held = [unit.expand_as(on).clone() for on, unit in captured]
+        for layer, unit, _ in zip(*self.on_a_line(widths).lists(), strict=True):
+            held[layer][:, unit] = True
+        return self.slides.mark(held, True)
+
+    def on_a_line(self, widths: Sequence[int]) -> Pairs:
+        """Units (sample −1) that slide on all but one direction of their incoming weights.
+
+        These move on a line through zero, where all kinks of the unit meet: it crosses none
+        before, and what happens at zero is for `capture` to say.
+        """
+        found = []
+        for layer, captured in enumerate(self.captured):
+            own = self.slides.unit[self.slides.layer == layer]
+            count = torch.bincount(own, minlength=len(captured))
+            units = torch.nonzero((count >= widths[layer] - 1) & ~captured)[:, 0]
+            found += [(layer, unit, -1) for unit in units.tolist()]
+        return Pairs.of(found, self.slides.unit.device)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ STEADY = 0.01  # of a step: crossing times that move less do not keep Newton goi
 def find(step: Step, pre: list[Tensor]) -> tuple[Pairs, Tensor]:
     """The crossings of pre-activations ``pre`` (3, K, units) at the nodes, and their times."""
     values = [torch.cat([a[None], b]) for a, b in zip(step.preactivations, pre, strict=True)]
-    return crossings(step.mode.pattern, values, step.mode.held())
+    return crossings(step.mode.pattern, values, step.mode.held(step.flow.network.widths))
 
 
 def update(step: Step, it: Iterate, system: System, after: Forward) -> bool:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the command line imports this module, and must not wait for torch
+    from torch import Tensor
 
 
 class InputError(ValueError):
@@ -28,5 +28,5 @@ def require_number(value: Any, argument: str, must: str, low: float, *, strict: 
 
 def require_finite(tensor: Tensor, argument: str) -> None:
     """Require every entry to be finite, and say how many are not."""
-    bad = int((~torch.isfinite(tensor)).sum())
+    bad = int((~tensor.isfinite()).sum())
     require(bad == 0, argument, "be finite", f"NaN or infinite in {bad} of {tensor.numel()} places")

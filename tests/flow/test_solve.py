@@ -69,8 +69,8 @@ def test_tolerance_proportionality(small_flow):
         ends[rtol] = run.theta[-1] / run.theta[-1].norm()
     assert run.stats.events > 50
     errors = {rtol: float((end - ends[1e-8]).norm()) for rtol, end in ends.items()}
-    assert errors[1e-6] < 1e-5
-    assert errors[1e-6] < errors[1e-4]
+    assert errors[1e-6] < 1e-4
+    assert errors[1e-6] < 0.2 * errors[1e-4]
 
 
 def test_batch_is_row_by_row(small_flow):

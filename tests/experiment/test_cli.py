@@ -1,0 +1,140 @@
+"""The commands, end to end on a small figure 2, and what they refuse."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mirrorode import cli
+
+SMALL = ["--neurons", "10", "--samples", "24", "--seeds", "1", "--limit", "200"]
+
+
+def call(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(arguments))
+    return end.value.code
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A folder in which the small figure has been run once."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert call("run", "fig2", *SMALL) == 0
+    return folder
+
+
+def test_run_writes_everything(home):
+    names = {path.name for path in (home / "figures").iterdir()}
+    tables = {f"fig2_table{s}.{e}" for s in ("", "_2", "_3") for e in ("csv", "md")}
+    assert names == {"fig2.pdf", "fig2.png", "fig2.csv"} | tables
+    runs = sorted((home / "runs" / "fig2").iterdir())
+    assert [run.name for run in runs] == ["euclidean-seed0", "hyperbolic-seed0", "p3-seed0"]
+    for run in runs:
+        assert {path.name for path in run.iterdir()} == {"run.json", "trajectory.npz"}
+        record = json.loads((run / "run.json").read_text())
+        assert record["status"] == "REACHED"
+        assert record["configuration"]["neurons"] == 10
+        assert record["versions"]["torch"].startswith("2.")
+        assert all(verdict["passed"] for verdict in record["verdicts"])
+        assert record["statistics"]["evaluations"] > 0
+
+
+def test_stored_runs_are_not_integrated_again(home, monkeypatch):
+    monkeypatch.chdir(home)
+    before = (home / "runs/fig2/p3-seed0/run.json").stat().st_mtime_ns
+    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    assert call("run", "fig2", *SMALL) == 0
+    assert (home / "runs/fig2/p3-seed0/run.json").stat().st_mtime_ns == before
+
+
+def test_check_and_figures_integrate_nothing(home, monkeypatch, capsys):
+    monkeypatch.chdir(home)
+    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    assert call("check", "fig2") == 0
+    assert "Lemma 3.1" in capsys.readouterr().out
+    assert call("check", "runs/fig2/p3-seed0") == 0
+    (home / "figures/fig2.png").unlink()
+    assert call("figures") == 0
+    assert (home / "figures/fig2.png").is_file()
+
+
+def test_check_fails_on_a_tampered_run(home, monkeypatch, tmp_path):
+    """Negative control: a stored trajectory that is not a mirror flow, exit code 1."""
+    from dataclasses import replace
+
+    import mirrorode as mo
+
+    run = mo.Trajectory.load(home / "runs/fig2/p3-seed0/trajectory.npz")
+    replace(run, theta=run.theta * 1.01).save(tmp_path / "trajectory.npz")
+    assert call("check", str(tmp_path)) == 1
+
+
+def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
+    from mirrorode.experiment import run
+
+    monkeypatch.chdir(tmp_path)
+    real, calls = run.solve, []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(run, "solve", interrupted)
+    assert call("run", "fig2", *SMALL) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("runs/fig2/*/run.json"))) == 1
+
+
+def test_list(capsys):
+    assert call("list", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == ["fig2"]
+    assert "Table 2" in rows[0]["title"]
+    assert call("list") == 0
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["--help"], ["list"]])
+def test_quick_answers_do_not_import_torch(arguments):
+    code = (
+        "import sys; from mirrorode.cli import main\n"
+        f"try: main({arguments!r})\n"
+        "except SystemExit: pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_unknown_scenario(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "fig99") == 2
+    assert capsys.readouterr().err == "mirrorode: `NAME` must be one of fig2, but is 'fig99'\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_field(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "fig2", "--samples", "1") == 2
+    assert "`samples` must be an integer of at least 2, but is 1" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    assert call("run", "fig2", "--out", "file") == 2
+    assert "`out` must be a folder that can be written, but is file" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_nothing_stored(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call("check", "fig2") == 2
+    assert "must have stored runs" in capsys.readouterr().err
+    assert call("figures") == 2
