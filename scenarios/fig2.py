@@ -130,13 +130,14 @@ def _key(limit: float) -> list[Line2D]:
     """What the marks of the upper row mean."""
     from matplotlib.lines import Line2D
 
-    marks = {"marker": "o", "ls": "", "color": "0.3", "ms": 4}
-    teacher = {"color": TEACHER, "lw": 1}
+    def mark(fill: str, text: str) -> Line2D:
+        return Line2D([], [], marker="o", ls="", color="0.3", ms=4, mfc=fill, label=text)
+
     return [
-        Line2D([], [], **marks, mfc="none", label="student at loss 1e-50"),
-        Line2D([], [], **marks, label=f"student at log(1/loss) = {limit:g}"),
-        Line2D([], [], **teacher, label="teacher, a > 0"),
-        Line2D([], [], **teacher, ls=":", label="teacher, a < 0"),
+        mark("none", "student at loss 1e-50"),
+        mark("0.3", f"student at log(1/loss) = {limit:g}"),
+        Line2D([], [], color=TEACHER, lw=1, label="teacher, a > 0"),
+        Line2D([], [], color=TEACHER, lw=1, ls=":", label="teacher, a < 0"),
     ]
 
 
@@ -166,8 +167,10 @@ def _draw_margin(axis: Axes, runs: Runs, k: int) -> None:
         )  # fmt: skip
     axis.axvline(PAPER_LOSS, color="0.6", lw=0.7, ls="--", zorder=0)
     axis.set(xscale="log", yscale="log", xlabel=r"$\log(1/\mathcal{L})$", ylabel=f"$L_{k}$-margin")
-    place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-    axis.annotate("paper stops", (PAPER_LOSS, 0), (2, 2), fontsize=6, color="0.4", **place)
+    axis.annotate(
+        "paper stops", (PAPER_LOSS, 0), (2, 2), ("data", "axes fraction"), "offset points",
+        fontsize=6, color="0.4",
+    )  # fmt: skip
 
 
 def _margins(runs: Runs, name: str, loss: float) -> torch.Tensor:

@@ -8,6 +8,7 @@ write first, kept to be compared with.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -134,7 +135,13 @@ def _prescribed(field: _Field, recorder: Recorder, sigma: float) -> list[float]:
     return [end for end in (field.sigma(rule.target) for rule in rules) if end > sigma]
 
 
-def _land(flow, recorder, flow_to, start, end) -> tuple[float, Tensor]:  # type: ignore[no-untyped-def]
+def _land(
+    flow: MirrorFlow,
+    recorder: Recorder,
+    flow_to: Callable[[float, Tensor, float], Tensor],
+    start: tuple[float, Tensor],
+    end: tuple[float, Tensor],
+) -> tuple[float, Tensor]:
     """Shorten a chunk that passed a prescribed loss, by the secant rule inside a bracket."""
 
     def loss_at(dual: Tensor) -> float:

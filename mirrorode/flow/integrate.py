@@ -157,16 +157,14 @@ def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> S
     if not state.late and (changed or len(mode.slides)):
         # The dual has been put on the kinks slid along.
         loss = float(run.flow.log_inverse_loss(run.flow.potential.inverse_gradient(dual)))
-    weights = dual.new_zeros(len(run.flow.dataset))
+    weights = dual.new_full((len(run.flow.dataset),), math.nan)
     weights[samples] = found.log_mu[2]
-    known = torch.zeros_like(weights, dtype=torch.bool)
-    known[samples] = True
     run.stats.steps += 1
     run.largest_step = max(run.largest_step, attempt.step.h)
     settle = changed and state.late
     last = None if settle else (dense.duals, attempt.step.h)
     return State(
-        dual, mode, loss, weights, known, float(found.nu[2]), log_time, state.h, last, state.late,
+        dual, mode, loss, weights, float(found.nu[2]), log_time, state.h, last, state.late,
         settle,
     )  # fmt: skip
 

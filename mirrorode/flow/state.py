@@ -23,8 +23,7 @@ class State:
     dual: Tensor
     mode: Mode
     loss: float = math.nan
-    log_weights: Tensor | None = None
-    known: Tensor | None = None
+    log_weights: Tensor | None = None  # NaN for samples that were not in the last step
     nu: float = 0.0
     log_time: float = -math.inf
     h: float | None = None
@@ -87,11 +86,10 @@ def look(run: Run, state: State) -> Point:
     gradient, signals = flow.network.backward(forward)
     run.stats.half_passes += 2
     q = data.y * forward.output
-    u = (
-        -q
-        if state.log_weights is None
-        else torch.where(state.known, state.log_weights, state.nu - q)
-    )
+    u = -q
+    if state.log_weights is not None:
+        # Samples that were not in the last step follow their margins.
+        u = torch.where(torch.isnan(state.log_weights), state.nu - q, state.log_weights)
     matters = u > u.max() - NEGLIGIBLE
     matters[state.mode.slides.sample] = True
     samples = torch.nonzero(matters)[:, 0]
