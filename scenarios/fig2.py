@@ -186,13 +186,13 @@ def _margins(runs: Runs, name: str, loss: float) -> torch.Tensor:
 
 def _margin_table(title: str, runs: Runs, loss: float) -> ResultTable:
     rows = []
-    for name, potential in POTENTIALS.items():
+    for name in POTENTIALS:
         margins = _margins(runs, name, loss)
         mean, spread = margins.mean(0), margins.std(0, correction=0)
         cells = [f"{m:.3g} ± {s:.1g}" for m, s in zip(mean.tolist(), spread.tolist(), strict=True)]
         own = OWN[name] - 1
         cells[own] += " ★"
-        rows.append((label(potential), *cells))
+        rows.append((name, *cells))
     return ResultTable(title + " (★: own column)", ("potential", "L_1", "L_2", "L_3"), tuple(rows))
 
 
@@ -200,16 +200,16 @@ def _ratio_table(runs: Runs, limit: float) -> ResultTable:
     """Each margin over that of the potential which owns the column."""
     winners = {k: name for name, k in OWN.items()}
     rows = []
-    for name, potential in POTENTIALS.items():
+    for name in POTENTIALS:
         cells = []
         for k in (1, 2, 3):
             ratios = [PAPER[name][k - 1] / PAPER[winners[k]][k - 1]]
             for loss in (PAPER_LOSS, limit):
                 ours, best = (_margins(runs, it, loss).mean(0)[k - 1] for it in (name, winners[k]))
                 ratios.append(float(ours / best))
-            cells.append(" / ".join(f"{ratio:.3f}" for ratio in ratios))
-        rows.append((label(potential), *cells))
-    title = "Margins relative to the column's owner: paper / here at 1e-50 / here at the limit"
+            cells.append("/".join(f"{ratio:.3f}" for ratio in ratios))
+        rows.append((name, *cells))
+    title = "Margins over that of the column's owner: paper/here at 1e-50/here at the limit"
     return ResultTable(title, ("potential", "L_1", "L_2", "L_3"), tuple(rows))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -107,7 +108,7 @@ def draw(
 
 
 def _rich(table: ResultTable) -> Table:
-    shown = Table(title=table.title)
+    shown = Table(title=table.title, box=box.SIMPLE_HEAD)
     for column in table.columns:
         first = column == table.columns[0]
         shown.add_column(column, justify="left" if first else "right", no_wrap=True)
@@ -118,7 +119,7 @@ def _rich(table: ResultTable) -> Table:
 
 def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
     """Print how the runs ended and the statements over all of them; whether none failed."""
-    ended = Table(title="Runs")
+    ended = Table(title="Runs", box=box.SIMPLE_HEAD)
     for column in ("run", "status", "log(1/loss)", "log t", "steps", "evals", "slides"):
         left = column in ("run", "status")
         ended.add_column(column, justify="left" if left else "right", no_wrap=True)

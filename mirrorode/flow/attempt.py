@@ -53,7 +53,10 @@ def try_step(
         pre, coefficients = point.preactivations, point.coefficients
         step = fix_step(run, state, point.samples, pre, coefficients, h, clock)
         u = torch.log_softmax(point.log_weights[point.samples], 0) + math.log(weight)
-        found = stages.solve(step, guess, u.expand(radau.STAGES, -1), patient=patient)
+        try:
+            found = stages.solve(step, guess, u.expand(radau.STAGES, -1), patient=patient)
+        except torch.linalg.LinAlgError:  # an iterate went where the kinks slid along coincide
+            return None
         if found is None:
             return None
         wider = _samples_that_matter(run, point, found) if found.converged else point.samples

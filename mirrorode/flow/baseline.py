@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 CHUNK = 0.25  # units of log time between two looks at the stopping rule
 FIXED_STEP = 0.01  # of methods without error control
+HUGE = 1e100
 CLOSE = 1e-9  # relative, of the loss that is landed on
 
 
@@ -45,17 +46,20 @@ class _Field(torch.nn.Module):
         speed = max(float(direction.square().mean().sqrt()), 1e-300)
         self.log_tau = float(flow.log_inverse_loss(theta0)) + math.log(0.01 * size / speed)
         self.last: tuple[float, Tensor] = (0.0, dual)
+        self.step: float | None = None
 
     def forward(self, sigma: Tensor, dual: Tensor) -> Tensor:
         self.stats.half_passes += 2
         theta = self.flow.potential.inverse_gradient(dual)
         loss = self.flow.log_inverse_loss(theta)
-        return torch.exp(self.log_tau + sigma - loss) * self.flow.vector_field(theta)
+        slope = torch.exp(self.log_tau + sigma - loss) * self.flow.vector_field(theta)
+        # A step that is far too long overflows the loss; torchdiffeq rejects a huge error and
+        # goes on, but a NaN one sets its step to zero and ends the run.
+        return torch.nan_to_num(slope, HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)
 
     def callback_accept_step(self, sigma: Tensor, dual: Tensor, step: Tensor) -> None:
         """Called by torchdiffeq at the start of each step that it has accepted."""
-        del step
-        self.last = (float(sigma), dual.clone())
+        self.last, self.step = (float(sigma), dual.clone()), float(step)
         self.stats.steps += 1
         if self.stats.steps >= self.max_steps:
             raise _OutOfSteps
@@ -93,10 +97,14 @@ def integrate(
     require(method in SOLVERS, "method", f'be "auto" or one of {names}', repr(method))
     field = _Field(flow, theta0, stats, recorder.max_steps)
     adaptive = issubclass(SOLVERS[method], AdaptiveStepsizeODESolver)
-    options = {} if adaptive else {"step_size": FIXED_STEP}
 
     def flow_to(start: float, dual: Tensor, end: float) -> Tensor:
         times = torch.tensor([start, end], dtype=dual.dtype, device=dual.device)
+        options: dict[str, float] = {}
+        if not adaptive:
+            options["step_size"] = min(FIXED_STEP, end - start)
+        elif field.step is not None:
+            options["first_step"] = min(field.step, end - start)
         found = torchdiffeq.odeint(
             field, dual, times, rtol=rtol, atol=atol, method=method, options=options
         )[1]

@@ -169,7 +169,11 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
     while True:
-        outcome = integrate.advance(run, state, recorder.rules)
+        try:
+            outcome = integrate.advance(run, state, recorder.rules)
+        except torch.linalg.LinAlgError as error:  # kinks slid along that depend on each other
+            recorder.message = f"{Status.BLOCKED.value} ({str(error).splitlines()[0]})"
+            return Status.BLOCKED
         if isinstance(outcome, Status):
             return outcome
         state, dense = outcome

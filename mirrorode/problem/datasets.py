@@ -15,10 +15,11 @@ class Dataset:
     """K samples with labels ±1.
 
     Args:
-        x: inputs (K, d), floating point.
+        x: inputs (K, d).
         y: labels (K,), each +1 or −1.
         teacher: where the labels come from a two-layer teacher, its neurons (teachers, 1 + d),
             the output weight a_j before the w_j; only figures use it.
+        dtype: what x and y are converted to; float32 does not resolve log(1/loss) beyond 1e6.
 
     Raises:
         InputError: on a wrong shape, a non-finite entry or another label.
@@ -27,12 +28,12 @@ class Dataset:
     x: Tensor
     y: Tensor
     teacher: Tensor | None = None
+    dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        x, y = torch.as_tensor(self.x), torch.as_tensor(self.y)
+        x, y = torch.as_tensor(self.x).to(self.dtype), torch.as_tensor(self.y)
         require(x.ndim == 2 and len(x) > 0, "x", "have shape (samples, dim)", tuple(x.shape))
         require(y.shape == x.shape[:1], "y", f"have shape ({len(x)},)", tuple(y.shape))
-        x = x if x.is_floating_point() else x.to(torch.float64)
         require_finite(x, "x")
         wrong = [float(label) for label in y.reshape(-1) if abs(float(label)) != 1.0]
         require(not wrong, "y", "hold only +1 and -1", f"{wrong[:1]} in {len(wrong)} places")
@@ -51,7 +52,7 @@ class Dataset:
     def to(self, device: torch.device | str) -> Dataset:
         """The same samples on another device."""
         teacher = None if self.teacher is None else self.teacher.to(device)
-        return Dataset(self.x.to(device), self.y.to(device), teacher)
+        return Dataset(self.x.to(device), self.y.to(device), teacher, self.dtype)
 
 
 def teacher_student(

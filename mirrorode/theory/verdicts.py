@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -53,7 +54,7 @@ class Verdicts(list[Verdict]):
 
     def table(self) -> Table:
         """As a rich table."""
-        table = Table(title="Statements along the trajectory")
+        table = Table(title="Statements along the trajectory", box=box.SIMPLE_HEAD)
         for column in ("statement", "verdict", "slack", "measured"):
             table.add_column(column, overflow="fold")
         words = {
