@@ -157,7 +157,7 @@ def _check(command: Check) -> int:
     else:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = kind(**store.stored_configuration(home))
-        runs = store.load_runs(home, chosen.jobs("cpu"))
+        runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
     return 0 if run.check(runs, Console()) else 1
 
 
@@ -177,5 +177,5 @@ def _figures(command: Figures) -> int:
     for name in names:
         kind, home = scenario.load(name), command.out / name
         chosen = kind(**store.stored_configuration(home))
-        run.draw(name, chosen, store.load_runs(home, chosen.jobs("cpu")), Console())
+        run.draw(name, chosen, store.load_runs(home, chosen, chosen.jobs("cpu")), Console())
     return 0

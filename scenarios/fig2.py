@@ -18,6 +18,7 @@ import torch
 import mirrorode as mo
 from mirrorode.experiment.figures import TEACHER, colour, label
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.problem.errors import require_number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -67,17 +68,22 @@ class Fig2(Scenario):
 
     def jobs(self, device: str) -> list[Job]:
         """One trajectory a potential and student seed."""
+        require_number(self.seeds, "seeds", "be at least 1", 1, strict=False)
+        require_number(self.neurons, "neurons", "be at least 1", 1, strict=False)
+        require_number(self.rtol, "rtol", "be at least 1e-12", 1e-12, strict=False)
+        must = "be at least 115.13, where the paper stops"
+        require_number(self.limit, "limit", must, PAPER_LOSS, strict=False)
         data = mo.teacher_student(samples=self.samples, seed=self.data_seed).to(device)
         network = mo.MLP((2, self.neurons, 1))
         flows = {name: mo.MirrorFlow(network, data, it) for name, it in POTENTIALS.items()}
-        until, at_paper = mo.LogInverseLoss(max(self.limit, PAPER_LOSS)), None
+        until = mo.LogInverseLoss(self.limit)
         return [
             Job(
                 f"{name}-seed{seed}",
                 flow,
                 network.initial(seed).to(device),
                 until,
-                at_paper,
+                None,
                 self.rtol,
             )
             for name, flow in flows.items()

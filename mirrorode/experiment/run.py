@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -16,6 +17,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.solve import solve
 from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
+from mirrorode.problem.errors import require
 from mirrorode.theory.verdicts import Verdicts, verify
 
 FIGURES = Path("figures")
@@ -27,7 +29,9 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     Runs that are stored with the same configuration are not integrated again, so that an
     interrupted command goes on where it was.
     """
-    jobs = scenario.jobs(device)  # bad input is refused before anything is written
+    # Bad input is refused before anything is written.
+    usable(device)
+    jobs = scenario.jobs(device)
     home = store.writable(out / name)
     store.writable(FIGURES)
     with _progress(console) as progress:
@@ -38,9 +42,19 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
                 continue
             found = _integrate(job, progress, task)
             store.save(home / job.name, name, scenario, job, found, verify(found))
-    runs = store.load_runs(home, jobs)
+    runs = store.load_runs(home, scenario, jobs)
     draw(name, scenario, runs, console)
     return check(runs, console)
+
+
+def usable(device: str) -> None:
+    """Require that ``device`` is there.
+
+    Raises:
+        InputError: if it is CUDA, and this machine or this build of torch has none.
+    """
+    fine = device != "cuda" or torch.cuda.is_available()
+    require(fine, "device", "be cpu where there is no usable CUDA device", device)
 
 
 def _progress(console: Console) -> Progress:

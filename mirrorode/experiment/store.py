@@ -8,6 +8,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 from mirrorode.experiment.scenario import Job, Scenario
 from mirrorode.flow.trajectory import Trajectory, write_atomically
@@ -73,28 +74,45 @@ def save(
 
 def is_done(folder: Path, scenario: Scenario) -> bool:
     """Whether ``folder`` holds a complete run of this very configuration."""
-    path = folder / "run.json"
-    if not (path.is_file() and (folder / "trajectory.npz").is_file()):
+    stored = _record(folder / "run.json").get("configuration")
+    if not isinstance(stored, dict) or not is_zipfile(folder / "trajectory.npz"):
         return False
+    # Which seeds are asked for does not change what one of them gives.
+    wanted = configuration(scenario)
+    return {**stored, "seeds": None} == {**wanted, "seeds": None}
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """The content of a ``run.json``; empty where there is none, or a damaged one."""
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError:
-        return False
-    return stored.get("configuration") == configuration(scenario)
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def stored_configuration(folder: Path) -> dict[str, Any]:
-    """The scenario fields that the runs below ``folder`` were made with.
+    """The scenario fields that the last run below ``folder`` was made with.
 
     Raises:
         InputError: if there are none.
     """
-    for path in sorted(folder.glob("*/run.json")):
-        return json.loads(path.read_text(encoding="utf-8"))["configuration"]
+    paths = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    for path in reversed(paths):
+        configuration = _record(path).get("configuration")
+        if isinstance(configuration, dict):
+            return configuration
     raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
 
 
-def load_runs(folder: Path, jobs: list[Job]) -> dict[str, Trajectory]:
-    """The stored trajectories of ``jobs`` by name; those not there are left out."""
-    paths = {job.name: folder / job.name / "trajectory.npz" for job in jobs}
-    return {name: Trajectory.load(path) for name, path in paths.items() if path.is_file()}
+def load_runs(folder: Path, scenario: Scenario, jobs: list[Job]) -> dict[str, Trajectory]:
+    """The stored trajectories of ``jobs`` by name.
+
+    Raises:
+        InputError: if one is not there, is damaged, or was made with another configuration.
+    """
+    missing = [job.name for job in jobs if not is_done(folder / job.name, scenario)]
+    if missing:
+        names = ", ".join(missing)
+        raise InputError(f"`NAME` must have all its runs stored, but {names} must be run (again)")
+    return {job.name: Trajectory.load(folder / job.name / "trajectory.npz") for job in jobs}

@@ -38,11 +38,13 @@ def try_step(
     longer: tuple[Attempt, float] | None = None,
     *,
     patient: bool = True,
+    frozen: bool = False,
 ) -> Attempt | None:
     """Solve the stage equations for a step h; None where Newton fails.
 
-    ``longer`` is an attempt of which this step is a share. Samples that were left out and come to
-    matter inside the step are taken in, and the step solved again.
+    ``longer`` is an attempt of which this step is a share; ``frozen`` stops at every crossing.
+    Samples that were left out and come to matter inside the step are taken in, and the step is
+    solved again.
     """
     nodes = point.direction.new_tensor(radau.NODES)
     weight, clock = 1.0, Clock(0.0, nodes * 0)
@@ -54,7 +56,9 @@ def try_step(
         step = fix_step(run, state, point.samples, pre, coefficients, h, clock)
         u = torch.log_softmax(point.log_weights[point.samples], 0) + math.log(weight)
         try:
-            found = stages.solve(step, guess, u.expand(radau.STAGES, -1), patient=patient)
+            found = stages.solve(
+                step, guess, u.expand(radau.STAGES, -1), patient=patient, frozen=frozen
+            )
         except torch.linalg.LinAlgError:  # an iterate went where the kinks slid along coincide
             return None
         if found is None:

@@ -8,6 +8,7 @@ write first, kept to be compared with.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 CHUNK = 0.25  # units of log time between two looks at the stopping rule
 FIXED_STEP = 0.01  # of methods without error control
 HUGE = 1e100
+STAGES_ALLOWED = 100  # evaluations an accepted step, of methods that do not report their steps
 CLOSE = 1e-9  # relative, of the loss that is landed on
 
 
@@ -50,6 +52,8 @@ class _Field(torch.nn.Module):
 
     def forward(self, sigma: Tensor, dual: Tensor) -> Tensor:
         self.stats.half_passes += 2
+        if self.stats.half_passes > 2 * STAGES_ALLOWED * self.max_steps:
+            raise _OutOfSteps
         theta = self.flow.potential.inverse_gradient(dual)
         loss = self.flow.log_inverse_loss(theta)
         slope = torch.exp(self.log_tau + sigma - loss) * self.flow.vector_field(theta)
@@ -105,9 +109,12 @@ def integrate(
             options["step_size"] = min(FIXED_STEP, end - start)
         elif field.step is not None:
             options["first_step"] = min(field.step, end - start)
-        found = torchdiffeq.odeint(
-            field, dual, times, rtol=rtol, atol=atol, method=method, options=options
-        )[1]
+        with warnings.catch_warnings():
+            # Methods without step-size control have no callbacks; their evaluations are counted.
+            warnings.simplefilter("ignore")
+            found = torchdiffeq.odeint(
+                field, dual, times, rtol=rtol, atol=atol, method=method, options=options
+            )[1]
         if not bool(torch.isfinite(found).all()):
             raise FloatingPointError("the state is no longer finite")
         return found
@@ -126,7 +133,8 @@ def integrate(
         _report(flow, recorder, field, stats)
         return Status.MAX_STEPS
     except Exception as error:  # torchdiffeq asserts; nothing that was computed may be lost
-        recorder.message = f"{Status.SOLVER_FAILED.value} ({str(error).splitlines()[0]})"
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        recorder.message = f"{Status.SOLVER_FAILED.value} ({reason})"
         _report(flow, recorder, field, stats)
         return Status.SOLVER_FAILED
 

@@ -17,6 +17,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.step import Mode, Step, metric, pair_normals
 from mirrorode.flow.system import Stages
+from mirrorode.problem.networks import Pattern
 
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
 OVERSHOOT = 0.03  # of a sliding coefficient beyond [0, 1]
@@ -183,6 +184,21 @@ def enter(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> tuple[Ten
             slides, entered = candidate, entered + pairs[k : k + 1]
     mode = Mode(slides.mark(mode.pattern, False), slides, mode.captured)
     return snap(flow, dual, mode), mode, entered
+
+
+def must_cross(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> Tensor:
+    """Which of the pairs cannot slide: those that switching on pushes further on."""
+    theta = flow.potential.inverse_gradient(dual)
+    _, signals = flow.network.backward(flow.network.forward(theta, flow.dataset.x, mode.pattern))
+    return flow.dataset.y[pairs.sample] * pairs.gather(signals) >= 0
+
+
+def cross(mode: Mode, before: Pattern, pairs: Pairs) -> Mode:
+    """The mode with the pairs on the other side than in the pattern ``before``."""
+    pattern, was_on = mode.pattern, pairs.gather([on.double() for on in before]) > 0
+    for value in (False, True):
+        pattern = pairs[was_on != value].mark(pattern, value)
+    return Mode(pattern, mode.slides, mode.captured)
 
 
 def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:

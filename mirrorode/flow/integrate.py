@@ -46,11 +46,16 @@ def advance(
     h = min(wanted, _distance(state, point, rules))
     none = Pairs.none(state.dual.device)
     due: Ending | None = None
-    guess, patient, landings = None, False, 0
+    guess, patient, frozen, landings = None, False, False, 0
     for _ in range(100):
-        attempt = try_step(run, state, point, h, guess, patient=patient)
+        attempt = try_step(run, state, point, h, guess, patient=patient, frozen=frozen)
         if attempt is None or (attempt.stages.converged and not attempt.error <= 1):
             run.stats.rejected += 1
+            if attempt is None and state.late and not frozen:
+                # Late, a crossing changes the multipliers at once, not only their slopes, and
+                # Newton may find no step across it: go up to it, and start again behind it.
+                frozen, guess = True, None
+                continue
             factor = 0.3 if attempt is None else min(0.8, _step_factor(attempt.error))
             h = wanted = h * factor
             due = guess = None
@@ -91,7 +96,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
     if not state.late and point.loss >= LATE:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
-        state = replace(state, late=True, h=h, last=None)
+        state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
     for _ in range(len(state.mode.slides)):
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
@@ -153,7 +158,7 @@ def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> S
     log_time, loss = dense.log_time_at(1.0), float(dense.log_inverse_loss(1.0))
     run.record("cross", _globally(found.flips, samples), log_time, loss)
     mode = replace(state.mode, pattern=_pattern_after(run, state, attempt))
-    dual, mode, changed = _apply(run, attempt, mode, endings, log_time, loss)
+    dual, mode, changed = _apply(run, attempt, state.mode.pattern, mode, endings, log_time, loss)
     if not state.late and (changed or len(mode.slides)):
         # The dual has been put on the kinks slid along.
         loss = float(run.flow.log_inverse_loss(run.flow.potential.inverse_gradient(dual)))
@@ -190,9 +195,15 @@ def _pattern_after(run: Run, state: State, attempt: Attempt) -> Pattern:
 
 
 def _apply(
-    run: Run, attempt: Attempt, mode: Mode, endings: list[Ending], log_time: float, loss: float
+    run: Run,
+    attempt: Attempt,
+    before: Pattern,
+    mode: Mode,
+    endings: list[Ending],
+    log_time: float,
+    loss: float,
 ) -> tuple[Tensor, Mode, bool]:
-    """Captures and slides that begin at the end of a step: dual, mode, whether they changed it."""
+    """What happens at the end of a step: the dual, the mode, and whether it has changed."""
     flow, found, samples = run.flow, attempt.stages, attempt.point.samples
     dual = found.dual[2]
     captures = _union([end.captures for end in endings])
@@ -203,10 +214,15 @@ def _apply(
     # What an attempt that had not converged saw arrive may not be there.
     arrivals = arrivals[events.overshoot(attempt.step, found, arrivals) <= events.SOFT]
     entered = arrivals[:0]
+    arrivals = _globally(arrivals, samples)
+    crossing = events.must_cross(flow, dual, mode, arrivals)
+    if bool(crossing.any()):
+        mode = events.cross(mode, before, arrivals[crossing])
+        run.record("cross", arrivals[crossing], log_time, loss)
     if len(mode.slides) or len(arrivals):
-        dual, mode, entered = events.enter(flow, dual, mode, _globally(arrivals, samples))
+        dual, mode, entered = events.enter(flow, dual, mode, arrivals[~crossing])
         run.record("slide", entered, log_time, loss)
-    return dual, mode, len(captures) + len(entered) > 0
+    return dual, mode, len(captures) + len(entered) + int(crossing.sum()) > 0
 
 
 def _globally(pairs: Pairs, samples: Tensor) -> Pairs:

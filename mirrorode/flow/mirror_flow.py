@@ -65,7 +65,7 @@ class MirrorFlow:
             InputError: on a wrong shape or a non-finite entry.
         """
         try:
-            theta0 = torch.as_tensor(theta0).to(self.dataset.x)
+            theta0 = torch.as_tensor(theta0).detach().to(self.dataset.x)
         except (TypeError, ValueError, RuntimeError):
             raise InputError(f"`theta0` must be a tensor, but is {theta0!r}") from None
         n = self.network.size

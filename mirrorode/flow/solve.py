@@ -19,8 +19,9 @@ from mirrorode.problem.errors import require, require_number
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
 
-PATIENCE = 500  # steps
-CRAWL = 1e-7  # gain of log t and of log(1/𝓛) in that many steps below which a run is blocked
+SMALLEST_RTOL = 1e-12  # below it round-off is larger than the tolerance
+PATIENCE = 500  # steps without progress, after which a run is blocked
+CRAWL = 1e-9  # gain of log(1/𝓛) that is progress, if log t has not gained one either
 
 
 def solve(
@@ -60,9 +61,11 @@ def solve(
     """
     theta0 = flow.check_start(theta0)
     require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
+    require(saveat is None or isinstance(saveat, Sequence), "saveat", "be a list of rules", saveat)
     for rule in saveat or ():
         require(isinstance(rule, StoppingRule), "saveat", "hold stopping rules", rule)
     require_number(rtol, "rtol", "be positive", 0.0, strict=True)
+    require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
     require_number(atol, "atol", "be positive", 0.0, strict=True)
     require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
     if theta0.ndim == 2:
@@ -121,7 +124,7 @@ class Recorder:
         self.message = ""
         loss = float(flow.log_inverse_loss(theta0))
         self.pending = [rule for rule in saveat or () if not rule.met(-torch.inf, loss)]
-        self.history: list[float] = []
+        self.history: list[tuple[float, float]] = []
         self._last = (-torch.inf, loss, flow.potential.gradient(theta0))
         self.points.append(self._last)
 
@@ -147,10 +150,11 @@ class Recorder:
             return Status.REACHED
         if stats.steps >= self.max_steps:
             return Status.MAX_STEPS
-        self.history.append(log_time + loss)
+        self.history.append((log_time, loss))
         if len(self.history) > PATIENCE:
-            gain = self.history[-1] - self.history[-1 - PATIENCE]
-            if gain < CRAWL * max(1.0, abs(self.history[-1])):
+            time_before, loss_before = self.history[-1 - PATIENCE]
+            crawls = loss - loss_before < CRAWL * max(1.0, abs(loss))
+            if crawls and log_time - time_before < 1.0:
                 return Status.BLOCKED
         return None
 

@@ -18,13 +18,14 @@ CROWDED = 4  # crossings a sample in one step, beyond which a guess is wild
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a lost digit
 
 
-def solve(step: Step, dual: Tensor, u: Tensor, *, patient: bool) -> Stages | None:
+def solve(step: Step, dual: Tensor, u: Tensor, *, patient: bool, frozen: bool) -> Stages | None:
     """Newton on the stage equations from a guess (3, n), (3, K); None where it diverges.
 
     Unless ``patient``, the iteration stops early, unconverged, when a pair is seen to arrive at its
-    kink to stay, which will shorten the step anyway.
+    kink to stay, which will shorten the step anyway. If ``frozen``, no crossing is followed: every
+    pair that reaches its kink counts as arriving there.
     """
-    it = _guess(step, dual, u)
+    it = _guess(step, dual, u, frozen)
     factors, previous, growing = None, float("inf"), 0
     rows, forward = _lay_out(step, it, None)
     for iteration in range(1, MAX_ITERATIONS + 1):
@@ -38,9 +39,11 @@ def solve(step: Step, dual: Tensor, u: Tensor, *, patient: bool) -> Stages | Non
         if not size < 1e12 or growing == 3:
             return None
         after = _forward(step, it.dual, rows)
-        kinked = tracking.update(step, it, system, after)
+        kinked = tracking.update(step, it, system, after, frozen)
         # What is left after an update is its size times the rate of contraction.
-        left = size * min(1.0, size / previous) if iteration > 1 and size < BELIEVED else size
+        left = size
+        if iteration > 1 and size < min(BELIEVED, previous):
+            left = size * size / previous
         if left < 1 and not kinked:
             return system.finish(it, after, iteration, converged=True)
         if not patient and size < IN_SIGHT and bool((it.arrival_times < 0.9).any()):
@@ -66,7 +69,7 @@ def _forward(step: Step, dual: Tensor, rows: Rows) -> Forward:
     return step.flow.network.forward(theta, step.x[rows.sample], rows.pattern)
 
 
-def _guess(step: Step, dual: Tensor, u: Tensor) -> Iterate:
+def _guess(step: Step, dual: Tensor, u: Tensor, frozen: bool) -> Iterate:
     none, time = Pairs.none(dual.device), dual.new_zeros(0)
     theta = step.flow.potential.inverse_gradient(dual)
     forward = step.flow.network.forward(theta, step.x)
@@ -78,6 +81,6 @@ def _guess(step: Step, dual: Tensor, u: Tensor) -> Iterate:
     follows = torch.minimum(nu[:, None] - q, total + torch.log(u.new_tensor(0.02)))
     u = torch.where(u < total + torch.log(u.new_tensor(0.01)), follows, u)
     flips, times = none, time
-    if step.flow.network.jump and step.preactivations:
+    if step.flow.network.jump and step.preactivations and not frozen:
         flips, times = tracking.find(step, forward.preactivations)
     return Iterate(dual, u, nu, flips, times, none, time)

@@ -134,7 +134,8 @@ def incoming(flow: MirrorFlow, layer: int, captured: Tensor, like: Tensor) -> Te
 
 def metric(flow: MirrorFlow, theta: Tensor) -> Tensor:
     """The diagonal of D, kept finite where the Hessian vanishes (λ = 0 at a zero weight)."""
-    return flow.potential.inverse_hessian(theta).clamp(max=1e100)
+    largest = torch.finfo(theta.dtype).max ** 0.3
+    return flow.potential.inverse_hessian(theta).clamp(max=largest)
 
 
 def slide_coefficients(

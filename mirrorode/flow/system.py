@@ -109,7 +109,8 @@ class System:
             matrix[here, top + j] = -1.0
             matrix[top + j, here] = share[j]
             matrix[top + j, top + j] = -step.clock.follows
-        return torch.linalg.lu_factor(matrix)
+        # A singular matrix shows as a non-finite update, which ends the iteration.
+        return torch.linalg.lu_factor_ex(matrix)[:2]
 
     def update(self, factors: tuple[Tensor, Tensor]) -> tuple[float, Tensor, Tensor, Tensor]:
         """One Newton update: its size, and the new Z, u, ν."""

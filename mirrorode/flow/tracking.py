@@ -20,7 +20,7 @@ def find(step: Step, pre: list[Tensor]) -> tuple[Pairs, Tensor]:
     return crossings(step.mode.pattern, values, step.mode.held(step.flow.network.widths))
 
 
-def update(step: Step, it: Iterate, system: System, after: Forward) -> bool:
+def update(step: Step, it: Iterate, system: System, after: Forward, frozen: bool) -> bool:
     """Bring the crossings of the updated iterate up to date; True if they have changed."""
     if step.flow.network.jump == 0 or not step.preactivations:
         return False
@@ -28,7 +28,9 @@ def update(step: Step, it: Iterate, system: System, after: Forward) -> bool:
     at_end = [value[-1].clone() for value in pre]
     _extend(step, it, system, pre)
     found, times = find(step, pre)
-    staying = _staying(step, system, found, times, at_end)
+    staying = torch.ones_like(times, dtype=torch.bool)
+    if not frozen:
+        staying = _staying(step, system, found, times, at_end)
     old, old_times = it.flips, it.times
     changed = len(it.arrivals) != int(staying.sum())
     it.flips, it.times = found[~staying], times[~staying]

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -35,7 +36,10 @@ class Status(Enum):
         "no further progress: probably a unit slides along kinks, or is held at zero, in a way "
         "that the integrator does not follow; what was reached is kept"
     )
-    STATIONARY = "the velocity is zero: a stationary point of the loss"
+    STATIONARY = (
+        "nothing that carries the loss moves any more: a stationary point, or samples for which "
+        "every unit is off, so that the loss cannot fall below one for each"
+    )
     NON_FINITE = "a number was no longer finite: try a smaller rtol or smaller data"
     SOLVER_FAILED = 'the baseline solver gave up: try method="auto"'
 
@@ -154,7 +158,9 @@ class Trajectory:
             raise InputError(f"`at` takes one of {', '.join(given)}, but got {len(chosen)}")
         name, value = chosen[0]
         if not self.steps:
-            raise InputError(f"`at` needs dense output, which method={self.method!r} has not")
+            raise InputError(
+                f"`at` needs dense output, but this trajectory of method={self.method!r} has none"
+            )
         if name == "time":
             require(value >= 0, "time", "be zero or positive", value)
             value = math.log(value) if value > 0 else -math.inf
@@ -212,19 +218,27 @@ class Trajectory:
                 arrays[f"step_{name}"] = np.array([getattr(step, name) for step in self.steps])
         buffer = io.BytesIO()
         np.savez(buffer, head=np.array(json.dumps(head)), **arrays)
-        write_atomically(Path(path), buffer.getvalue())
+        try:
+            write_atomically(Path(path), buffer.getvalue())
+        except OSError as error:
+            reason = error.strerror or error
+            raise InputError(f"`path` must be a file to write, but is {path} ({reason})") from None
 
     @classmethod
     def load(cls, path: str | Path, flow: MirrorFlow | None = None) -> Trajectory:
         """Read a trajectory; ``flow`` is needed where its potential is not one of the package.
 
         Raises:
-            InputError: if there is no such file, or the potential is unknown.
+            InputError: if there is no such file, it is damaged, or the potential is unknown.
         """
         require(Path(path).is_file(), "path", "be a stored trajectory", str(path))
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        head = json.loads(str(arrays.pop("head")))
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                arrays = dict(file)
+            head = json.loads(str(arrays.pop("head")))
+        except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile):
+            sentence = f"`path` must be a stored trajectory, but {path} cannot be read as one"
+            raise InputError(sentence) from None
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if flow is None:
             data = Dataset(tensors["x"], tensors["y"], tensors.get("teacher"))

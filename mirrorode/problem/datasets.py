@@ -31,7 +31,11 @@ class Dataset:
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
-        x, y = torch.as_tensor(self.x).to(self.dtype), torch.as_tensor(self.y)
+        try:
+            x = torch.as_tensor(self.x).detach().to(self.dtype)
+            y = torch.as_tensor(self.y).detach()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(f"`x` and `y` must be arrays of numbers, but: {error}") from None
         require(x.ndim == 2 and len(x) > 0, "x", "have shape (samples, dim)", tuple(x.shape))
         require(y.shape == x.shape[:1], "y", f"have shape ({len(x)},)", tuple(y.shape))
         require_finite(x, "x")

@@ -132,7 +132,8 @@ def _fenchel_young(path: _Path) -> Verdict:
     theta, dual = trajectory.theta, trajectory.dual
     product, value, conjugate = theta * dual, potential.value(theta), potential.conjugate(dual)
     size = product.abs() + value.abs() + conjugate.abs()
-    worst = float(((product - value - conjugate).abs().sum(-1) / size.sum(-1)).amax())
+    residual = (product - value - conjugate).abs().sum(-1)
+    worst = float((residual / size.sum(-1).clamp(min=1e-300)).amax())
     return Verdict(
         "Lemma 2.5: θ·z = R(θ) + Q(z)", worst <= ROUND_OFF, ROUND_OFF - worst,
         f"largest relative residual {worst:.1e}",
@@ -184,7 +185,7 @@ def _assumption(path: _Path) -> Verdict:
     name = "Assumption 4.4: αQ ≥ ‖θ‖²_A"
     if path.q_hat is None:
         return Verdict(name, None, math.nan, "the potential has no asymptotic degree")
-    slack = float(((path.q_hat - path.local) / path.q_hat).amin())
+    slack = float(((path.q_hat - path.local) / path.q_hat.clamp(min=1e-300)).amin())
     detail = f"smallest (αQ − ‖θ‖²_A)/αQ is {slack:.2g}"
     return Verdict(name, slack >= -ROUND_OFF, slack, detail)
 

@@ -138,3 +138,48 @@ def test_nothing_stored(tmp_path, monkeypatch, capsys):
     assert call("check", "fig2") == 2
     assert "must have stored runs" in capsys.readouterr().err
     assert call("figures") == 2
+
+
+def test_more_seeds_keep_the_stored_ones(home, monkeypatch, tmp_path):
+    import shutil
+
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    before = (tmp_path / "runs/fig2/p3-seed0/run.json").stat().st_mtime_ns
+    arguments = [*SMALL]
+    arguments[arguments.index("--seeds") + 1] = "2"
+    assert call("run", "fig2", *arguments) == 0
+    assert (tmp_path / "runs/fig2/p3-seed0/run.json").stat().st_mtime_ns == before
+    assert (tmp_path / "runs/fig2/p3-seed1/run.json").is_file()
+    assert call("check", "fig2") == 0
+
+
+@pytest.mark.parametrize("damaged", ["run.json", "trajectory.npz"])
+def test_a_damaged_run_is_refused_then_repaired(home, monkeypatch, tmp_path, capsys, damaged):
+    import shutil
+
+    shutil.copytree(home / "runs", tmp_path / "runs")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/fig2/hyperbolic-seed0" / damaged).write_bytes(b"\xff{")
+    assert call("check", "fig2") == 2
+    assert "hyperbolic-seed0 must be run (again)" in capsys.readouterr().err
+    assert call("run", "fig2", *SMALL) == 0
+    assert call("check", "fig2") == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "sentence"),
+    [
+        ("--seeds", "0", "`seeds` must be at least 1, but is 0"),
+        ("--neurons", "0", "`neurons` must be at least 1, but is 0"),
+        ("--rtol", "0", "`rtol` must be at least 1e-12, but is 0.0"),
+        ("--limit", "5", "`limit` must be at least 115.13, where the paper stops, but is 5.0"),
+        ("--device", "cuda", "`device` must be cpu where there is no usable CUDA device"),
+    ],
+)
+def test_bad_options(tmp_path, monkeypatch, capsys, option, value, sentence):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert call("run", "fig2", option, value) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

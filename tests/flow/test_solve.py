@@ -91,6 +91,34 @@ def test_max_steps_keeps_what_was_computed(small_flow):
     assert "raise max_steps" in str(run)
 
 
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu"])
+def test_support_samples_cross_kinks_late(activation):
+    """Late, a crossing of a support sample changes the multipliers at once; this once blocked."""
+    data, network = mo.teacher_student(samples=10, seed=1), mo.MLP((2, 8, 1), activation)
+    flow = mo.MirrorFlow(network, data, mo.HyperbolicEntropy(0.1))
+    run = mo.solve(flow, network.initial(0), until=mo.LogInverseLoss(50.0), max_steps=500)
+    assert run.success
+    assert mo.verify(run).passed
+
+
+def test_duplicate_samples():
+    """Two equal samples share one kink."""
+    x = torch.tensor([[1, 0.5], [1, 0.5], [-0.3, 1]])
+    network = mo.MLP((2, 6, 1))
+    flow = mo.MirrorFlow(
+        network, mo.Dataset(x, torch.tensor([1, 1, -1])), mo.HyperbolicEntropy(0.1)
+    )
+    run = mo.solve(flow, network.initial(0), until=mo.LogInverseLoss(50.0), max_steps=500)
+    assert run.success
+
+
+def test_a_parameter_as_start(small_flow):
+    """A start that requires gradients, as an nn.Parameter does, is taken by value."""
+    flow = small_flow("euclidean")
+    start = torch.nn.Parameter(flow.network.initial(0))
+    assert not mo.solve(flow, start, until=mo.Time(1e-2)).theta.requires_grad
+
+
 def test_stationary_start(small_flow):
     flow = small_flow("euclidean")
     run = mo.solve(flow, torch.zeros(flow.network.size), until=mo.Time(1.0))
@@ -115,8 +143,12 @@ def test_save_and_load(small_run, tmp_path):
     assert again.flow.potential == run.flow.potential
     assert torch.equal(again.at(log_inverse_loss=50.0), run.at(log_inverse_loss=50.0))
     assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
-    with pytest.raises(mo.InputError, match="`path` must be a stored trajectory"):
-        mo.Trajectory.load(tmp_path / "nothing.npz")
+    (tmp_path / "damaged.npz").write_bytes(b"not a trajectory")
+    for name in ("nothing.npz", "damaged.npz"):
+        with pytest.raises(mo.InputError, match="`path` must be a stored trajectory"):
+            mo.Trajectory.load(tmp_path / name)
+    with pytest.raises(mo.InputError, match="`path` must be a file to write"):
+        run.save(tmp_path / "no" / "folder.npz")
 
 
 def test_plot(small_run):
@@ -131,6 +163,8 @@ def test_plot(small_run):
         ({"theta0": torch.full((36,), math.nan)}, "`theta0` must be finite"),
         ({"rtol": 0.0}, "`rtol` must be positive, but is 0.0"),
         ({"atol": -1.0}, "`atol` must be positive, but is -1.0"),
+        ({"rtol": 1e-16}, "`rtol` must be at least 1e-12, but is 1e-16"),
+        ({"saveat": 3}, "`saveat` must be a list of rules, but is 3"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, but is 0"),
         ({"until": 3.0}, "`until` must be Time, LogTime or LogInverseLoss, but is 3.0"),
         ({"saveat": [1.0]}, "`saveat` must hold stopping rules, but is 1.0"),
