@@ -8,7 +8,6 @@ STAMP := $(VENV)/.installed
 
 demo: $(STAMP)
 	$(BIN)/mirrorode run fig2 --quick
-	$(BIN)/mirrorode check fig2
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -m "not slow"

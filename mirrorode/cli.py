@@ -177,5 +177,6 @@ def _figures(command: Figures) -> int:
     for name in names:
         kind, home = scenario.load(name), command.out / name
         chosen = kind(**store.stored_configuration(home))
-        run.draw(name, chosen, store.load_runs(home, chosen, chosen.jobs("cpu")), Console())
+        runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
+        run.tell(run.draw(name, chosen, runs, Console()), Console())
     return 0

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from mirrorode.experiment import store
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.solve import solve
 from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
@@ -43,8 +42,10 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
             found = _integrate(job, progress, task)
             store.save(home / job.name, name, scenario, job, found, verify(found))
     runs = store.load_runs(home, scenario, jobs)
-    draw(name, scenario, runs, console)
-    return check(runs, console)
+    written = draw(name, scenario, runs, console)
+    passed = check(runs, console)
+    tell(written, console)
+    return passed
 
 
 def usable(device: str) -> None:
@@ -116,9 +117,12 @@ def draw(
             write_atomically(path, text.encode())
             written.append(path)
         console.print(_rich(table))
-    written.append(plotted)
+    return [*written, plotted]
+
+
+def tell(written: list[Path], console: Console) -> None:
+    """Say which files were written."""
     console.print("wrote " + ", ".join(str(path) for path in written), soft_wrap=True)
-    return written
 
 
 def _rich(table: ResultTable) -> Table:
@@ -161,6 +165,3 @@ def _worst(verdicts: Mapping[str, Verdicts]) -> Verdicts:
             type(worst)(worst.statement, worst.passed, worst.slack, f"{run}: {worst.detail}")
         )
     return Verdicts(rows)
-
-
-__all__ = ["MirrorFlow", "check", "draw", "run"]

@@ -19,7 +19,6 @@ from torchdiffeq._impl.odeint import SOLVERS  # the only list of its methods tha
 from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver
 
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Stats, Status
 from mirrorode.problem.errors import require
 
@@ -147,7 +146,7 @@ def _report(flow: MirrorFlow, recorder: Recorder, field: _Field, stats: Stats) -
 
 def _prescribed(field: _Field, recorder: Recorder, sigma: float) -> list[float]:
     """The clock at the log times that must be landed on, where they lie ahead."""
-    rules = [rule for rule in recorder.rules if not isinstance(rule, LogInverseLoss)]
+    rules = [rule for rule in recorder.rules if rule.by_time]
     return [end for end in (field.sigma(rule.target) for rule in rules) if end > sigma]
 
 
@@ -163,7 +162,7 @@ def _land(
     def loss_at(dual: Tensor) -> float:
         return float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
 
-    targets = [rule.target for rule in recorder.rules if isinstance(rule, LogInverseLoss)]
+    targets = [rule.target for rule in recorder.rules if not rule.by_time]
     targets = [target for target in targets if loss_at(end[1]) > target]
     if not targets:
         return end

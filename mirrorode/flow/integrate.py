@@ -21,7 +21,7 @@ from mirrorode.flow.events import Ending
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.state import Point, Run, State, look
 from mirrorode.flow.step import Mode
-from mirrorode.flow.stopping import LogInverseLoss, StoppingRule
+from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
@@ -132,7 +132,7 @@ def _first_step(state: State, point: Point) -> float:
 
 def _distance(state: State, point: Point, rules: Sequence[StoppingRule]) -> float:
     """How far the clock may run: up to the nearest prescribed loss."""
-    targets = [rule.target for rule in rules if isinstance(rule, LogInverseLoss) and state.late]
+    targets = [rule.target for rule in rules if not rule.by_time and state.late]
     ahead = [math.log(target / point.loss) for target in targets if target > point.loss]
     return min(ahead, default=math.inf)
 
@@ -141,9 +141,8 @@ def _share_to(dense: DenseStep, rules: Sequence[StoppingRule]) -> float:
     """The share of the step at which the first rule is met; 1 where none is, or at the very end."""
     log_time, loss = dense.log_time_at(1.0), float(dense.log_inverse_loss(1.0))
     passed = [rule for rule in rules if rule.met(log_time, loss) and not rule.at(log_time, loss)]
-    by_time = [not isinstance(rule, LogInverseLoss) for rule in passed]
-    pairs = zip(passed, by_time, strict=True)
-    return min((dense.locate(rule.target, by_time=kind) for rule, kind in pairs), default=1.0)
+    shares = (dense.locate(rule.target, by_time=rule.by_time) for rule in passed)
+    return min(shares, default=1.0)
 
 
 def _step_factor(error: float) -> float:

@@ -12,7 +12,7 @@ from mirrorode.flow import baseline, integrate
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run, start
-from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule, Time
+from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
 
@@ -185,6 +185,3 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
         over = recorder.add(state.log_time, state.loss, state.dual, run.stats)
         if over is not None:
             return over
-
-
-__all__ = ["LogInverseLoss", "LogTime", "StoppingRule", "Time", "solve"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mirrorode.problem.errors import require_number
 
@@ -12,28 +13,31 @@ LANDED = 1e-10  # relative
 
 
 class StoppingRule(ABC):
-    """A value that log t or log(1/𝓛) is to take."""
+    """A value that log t, or log(1/𝓛), is to take.
+
+    Attributes:
+        by_time: whether the value is one of log t.
+    """
+
+    by_time: ClassVar[bool]
 
     @property
     @abstractmethod
     def target(self) -> float:
-        """The value, as log t or log(1/𝓛)."""
-
-    @abstractmethod
-    def measure(self, log_time: float, log_inverse_loss: float) -> float:
-        """What is compared with `target`."""
-
-    @property
-    def _slack(self) -> float:
-        return LANDED * max(1.0, abs(self.target))
+        """The value."""
 
     def met(self, log_time: float, log_inverse_loss: float) -> bool:
         """Whether the target is reached or passed."""
-        return self.measure(log_time, log_inverse_loss) >= self.target - self._slack
+        return self._beyond(log_time, log_inverse_loss) >= -1.0
 
     def at(self, log_time: float, log_inverse_loss: float) -> bool:
         """Whether the target is reached exactly."""
-        return abs(self.measure(log_time, log_inverse_loss) - self.target) <= self._slack
+        return abs(self._beyond(log_time, log_inverse_loss)) <= 1.0
+
+    def _beyond(self, log_time: float, log_inverse_loss: float) -> float:
+        """How far beyond the target, in units of what counts as landed."""
+        value = log_time if self.by_time else log_inverse_loss
+        return (value - self.target) / (LANDED * max(1.0, abs(self.target)))
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,15 @@ class Time(StoppingRule):
     """Stop at time t > 0, whatever clock the integrator runs in."""
 
     t: float
+    by_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self.t, "t", "be positive", 0.0, strict=True)
 
     @property
     def target(self) -> float:
-        """The same instant as log t."""
+        """log t."""
         return math.log(self.t)
-
-    def measure(self, log_time: float, log_inverse_loss: float) -> float:
-        """What is compared with `target`."""
-        del log_inverse_loss
-        return log_time
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class LogTime(StoppingRule):
     """Stop at log t = s; s may be 1e9."""
 
     s: float
+    by_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_number(self.s, "s", "be a finite number", -math.inf, strict=True)
@@ -70,17 +71,13 @@ class LogTime(StoppingRule):
         """log t."""
         return self.s
 
-    def measure(self, log_time: float, log_inverse_loss: float) -> float:
-        """What is compared with `target`."""
-        del log_inverse_loss
-        return log_time
-
 
 @dataclass(frozen=True)
 class LogInverseLoss(StoppingRule):
     """Stop at log(1/𝓛) = v; 𝓛 = 1e-50 is v = 115.13."""
 
     v: float
+    by_time: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_number(self.v, "v", "be a finite number", -math.inf, strict=True)
@@ -89,8 +86,3 @@ class LogInverseLoss(StoppingRule):
     def target(self) -> float:
         """log(1/𝓛)."""
         return self.v
-
-    def measure(self, log_time: float, log_inverse_loss: float) -> float:
-        """What is compared with `target`."""
-        del log_time
-        return log_inverse_loss
