@@ -28,6 +28,7 @@ from mirrorode.problem.networks import Pattern
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
+WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
@@ -75,8 +76,10 @@ def advance(
                 # third try on, a last short step does better than this one.
                 landings += 1
                 landing *= 0.99 if landings > 2 else 1.0
-            if not attempt.stages.converged and end.share > 0.95:
-                patient, guess = True, (attempt, 1.0)
+            if not attempt.stages.converged and not WILD < end.share < 0.95:
+                # No event, or one at once that an iterate far from the path may have made up.
+                share = 1.0 if end.share >= 0.95 else 0.3
+                h, guess, patient = h * share, (attempt, share), True
                 continue
             kept = min(end.share, landing) == 1 or (due and end.share > 1 - 1e-6)
             if kept or h < INSTANT * run.largest_step:
