@@ -20,6 +20,7 @@ from mirrorode.flow.system import Stages
 from mirrorode.problem.networks import Pattern
 
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
+SOFT_LATE = 3e-3  # the same once the loss is the clock
 OVERSHOOT = 0.03  # of a sliding coefficient beyond [0, 1]
 DEPENDENT = 1e-6  # share of a normal that is new to those already slid along
 
@@ -45,7 +46,10 @@ def ending(step: Step, found: Stages, samples: Tensor) -> Ending:
     capture_times, reached = _times_of_zero(step, found, captures)
     captures, capture_times = captures[reached], capture_times[reached]
     hard_capture = _distance_to_zero(step, found, captures) > SOFT
-    hard_arrival = overshoot(step, found, found.arrivals) > SOFT
+    # Neurons of one cluster arrive together, and putting them all on their kinks adds up; late,
+    # the margins of the support feel it first.
+    together = overshoot(step, found, found.arrivals) * max(1, len(found.arrivals)) ** 0.5
+    hard_arrival = together > (SOFT_LATE if step.clock.follows else SOFT)
     times = torch.cat([capture_times[hard_capture], found.arrival_times[hard_arrival]])
     share = min([1.0, *times.tolist()])
     share = min(share, _exit_share(step, found, captures), _release_share(step, found, samples))
