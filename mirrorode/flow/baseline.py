@@ -50,6 +50,7 @@ class _Field(torch.nn.Module):
         self.step: float | None = None
 
     def forward(self, sigma: Tensor, dual: Tensor) -> Tensor:
+        """dz/dσ = (t + τ)𝓛·G, (n,)."""
         self.stats.half_passes += 2
         if self.stats.half_passes > 2 * STAGES_ALLOWED * self.max_steps:
             raise _OutOfSteps
