@@ -1,0 +1,165 @@
+"""What a neuron does when it meets a kink: cross, slide, leave, be captured, be let go.
+
+The velocity is the element of least norm in D of the hull of the one-sided ones. With the surfaces
+in question off, force F, and coefficients ξ in [0, 1] of their strengths β,
+
+    minimise ‖a (F + Σ_s ξ_s β_s e_s)‖_D,
+
+which needs a β < 0 (a convex kink) to have its minimum inside; a concave kink, a β > 0, is crossed on
+arrival. At w = 0 all surfaces meet, and the neuron stays as long as nothing pulls it away.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import lsq_linear
+from torch import Tensor
+
+from mirrorode.flow.neurons import Drive, Slides, polynomial
+
+CROSS, SLIDE, EXIT, CAPTURE, RELEASE, BRANCH = range(6)
+KINDS = ("cross", "slide", "exit", "capture", "release", "branch")
+ON_EDGE = 1e-9  # cosine between a direction and a surface it lies on
+LOOSE = 1e-10  # relative pull beyond which a neuron leaves w = 0
+SEARCH = 20  # fixed-point iterations for the strongest pull above two dimensions
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Neurons that meet a surface: E of them, each at its own position ``s`` (E,).
+
+    Attributes:
+        dual: (E, d + 1); on, slides: (E, G), before; surface: (E,), the one met.
+    """
+
+    s: Tensor
+    dual: Tensor
+    on: Tensor
+    slides: Tensor
+    surface: Tensor
+
+
+def strengths(drive: Drive, s: Tensor, surface: Tensor) -> Tensor:
+    """β of ``surface`` (E, …) at positions s (E,)."""
+    c = drive.strength[:, surface]
+    s = s.reshape(-1, *[1] * (surface.ndim - 1))
+    return c[0] + s * (c[1] + s * c[2])
+
+
+def decide(drive: Drive, met: Meeting) -> tuple[Tensor, Tensor, Tensor]:
+    """The modes after the meetings: on (E, G), slides (E, G), and ξ of the surface met (E,).
+
+    ξ is 0 or 1 where the surface is crossed.
+    """
+    row = torch.arange(len(met.s), device=met.s.device)
+    beta = strengths(drive, met.s, met.surface)
+    output = drive.primal(met.dual[:, -1])
+    convex = output * beta < 0
+    members, on = met.slides.clone(), met.on.clone()
+    members[row, met.surface] = convex
+    before = met.on[row, met.surface]
+    on[row, met.surface] = torch.where(convex, before, ~before)
+    asked = torch.nonzero(members.any(1))[:, 0]
+    slides = torch.zeros_like(members)
+    if len(asked):
+        free = on[asked] & ~members[asked]
+        settled_on, settled = settle(drive, met.s[asked], met.dual[asked], free, members[asked])
+        on[asked], slides[asked] = settled_on > 0, (settled_on > 0) & (settled_on < 1)
+        on[asked] = free | (settled_on >= 1) & members[asked]
+        del settled
+    xi = torch.where(on[row, met.surface], 1.0, 0.0).to(met.s)
+    if len(asked):
+        chosen = met.surface[asked]
+        inside = slides[asked, chosen]
+        value = settled_on[torch.arange(len(asked), device=row.device), chosen]
+        xi[asked] = torch.where(inside, value, xi[asked])
+    return on, slides, xi
+
+
+def settle(
+    drive: Drive, s: Tensor, dual: Tensor, free: Tensor, members: Tensor
+) -> tuple[Tensor, Tensor]:
+    """ξ (A, G) of least norm for the surfaces ``members``, zero elsewhere; and the force left."""
+    theta = drive.primal(dual)
+    metric = drive.metric(theta)[:, :-1]
+    force = polynomial(drive.force(free), s)
+    inside = Slides.of(members, drive.surfaces)
+    beta = strengths(drive, s, inside.surface)
+    xi = -inside.multipliers(metric, force) / torch.where(inside.valid, beta, torch.ones_like(beta))
+    xi = torch.where(inside.valid, xi, 0.5)
+    bad = torch.nonzero(((xi <= 0) | (xi >= 1)).any(1))[:, 0]
+    if inside.surface.shape[1] == 1:
+        xi = xi.clamp(0, 1)
+    else:
+        for k in bad.tolist():
+            use = inside.valid[k]
+            columns = inside.normal[k, use] * beta[k, use, None]
+            xi[k, use] = _box(columns, metric[k], force[k])
+    found = torch.zeros_like(members, dtype=dual.dtype)
+    found.scatter_(1, inside.surface, torch.where(inside.valid, xi, 0.0))
+    return found, force
+
+
+def _box(columns: Tensor, metric: Tensor, force: Tensor) -> Tensor:
+    """ξ in [0, 1]^M that minimises ‖F + Σ ξ_s c_s‖_D for rows c (M, d), columns normalised."""
+    weighted = (columns * metric.sqrt()).cpu().numpy()
+    size = np.linalg.norm(weighted, axis=1)
+    size = np.where(size > 0, size, 1.0)
+    target = -(force * metric.sqrt()).cpu().numpy()
+    bounds = (np.zeros(len(size)), size)
+    scale = max(float(np.linalg.norm(target)), 1e-300)
+    found = lsq_linear(
+        (weighted / size[:, None]).T, target / scale, (bounds[0], bounds[1] / scale), method="bvls"
+    )
+    xi = found.x * scale / size
+    xi[found.active_mask < 0], xi[found.active_mask > 0] = 0.0, 1.0
+    return torch.as_tensor(xi).to(columns).clamp(0, 1)
+
+
+def strongest(normal: Tensor, base: Tensor, strength: Tensor) -> tuple[float, Tensor]:
+    """The largest of base·u + Σ_g β_g max(e_g·u, 0) over unit vectors u, and where.
+
+    Exact in one and two dimensions, where every cell and every edge is tried; above, the fixed
+    point of u ← F'(u)/‖F'(u)‖ from each ±e_g.
+
+    Args:
+        normal: (G, d); base: (d,); strength: (G,).
+
+    Returns:
+        The value relative to ‖base‖ + Σ|β|, and the direction (d,).
+    """
+    starts = [normal, -normal, base[None]]
+    if normal.shape[1] == 2:
+        edges = torch.stack([-normal[:, 1], normal[:, 0]], 1)
+        for tilt in (0.0, 1e-7, -1e-7):
+            starts += [edges + tilt * normal, -edges + tilt * normal]
+    u = torch.nn.functional.normalize(torch.cat(starts))
+    best, where = -torch.inf, u[0]
+    for _ in range(2 if normal.shape[1] <= 2 else SEARCH):
+        along = u @ normal.T
+        value = u @ base + torch.relu(along) @ strength
+        top = int(value.argmax())
+        if float(value[top]) > best:
+            best, where = float(value[top]), u[top]
+        u = torch.nn.functional.normalize(base + ((along > 0) * strength) @ normal)
+    size = float(base.norm() + strength.abs().sum())
+    return best / max(size, 1e-300), where
+
+
+def pull(drive: Drive, s: float, sign: float) -> tuple[float, Tensor]:
+    """`strongest` on a neuron at w = 0 whose output weight has this sign, at position s."""
+    powers = drive.base.new_tensor([1.0, s, s * s])
+    return strongest(
+        drive.surfaces.normal, sign * (powers @ drive.base), sign * (powers @ drive.strength)
+    )
+
+
+def outward(drive: Drive, s: float, sign: float, direction: Tensor) -> tuple[Tensor, Tensor]:
+    """On and sliding surfaces (G,) of a neuron that leaves w = 0 in ``direction``."""
+    powers = drive.base.new_tensor([1.0, s, s * s])
+    along = drive.surfaces.normal @ direction
+    edge = (along.abs() < ON_EDGE) & (sign * (powers @ drive.strength) < 0)
+    return (along > 0) & ~edge, edge

@@ -1,0 +1,301 @@
+"""The integrator for two-layer networks: steps of `waveform`, from the start to any loss.
+
+Below log(1/𝓛) = 2 the clock is loss time, dσ = 𝓛 dt, where dz/dσ = G; above it is log ℓ, which
+prescribes the loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirrorode.flow import meeting, radau, waveform
+from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.integrate import LATE, SMALLEST, _distance, _share_to
+from mirrorode.flow.kinks import Pairs
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.neurons import Neurons, Slides
+from mirrorode.flow.state import NEGLIGIBLE, Run
+from mirrorode.flow.step import Clock
+from mirrorode.flow.stopping import StoppingRule
+from mirrorode.flow.surfaces import Surfaces
+from mirrorode.flow.trajectory import Event, Status
+
+CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
+NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
+FIRST = 0.02  # of the dual's size, in the first step
+DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that rejects it
+
+
+@dataclass
+class State:
+    """Where the integration stands."""
+
+    surfaces: Surfaces
+    neurons: Neurons
+    loss: float
+    log_weights: Tensor  # (K,), NaN for samples that were not in the last step
+    nu: float = 0.0
+    log_time: float = -math.inf
+    h: float | None = None
+    last: tuple[Tensor, float] | None = None  # log μ at the nodes (3, K) and h of the last step
+    late: bool = False
+    settle: bool = False
+
+    @property
+    def dual(self) -> Tensor:
+        """z (n,) in the order of θ."""
+        return flatten(self.neurons.dual)
+
+
+@dataclass(frozen=True)
+class Point:
+    """The flow at the start of a step."""
+
+    loss: float
+    q: Tensor
+    samples: Tensor
+    log_weights: Tensor
+    direction: Tensor
+    speed: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempted step: an error above 1 rejects it."""
+
+    samples: Tensor
+    surfaces: Tensor
+    found: waveform.Solution
+    dense: DenseStep
+    error: float
+
+
+def flatten(neurons: Tensor) -> Tensor:
+    """(…, N, d + 1) as (…, n) in the order of θ."""
+    return torch.cat([neurons[..., :-1].flatten(-2), neurons[..., -1]], -1)
+
+
+def per_neuron(flat: Tensor, width: int) -> Tensor:
+    """(…, n) as (…, N, d + 1)."""
+    incoming, outgoing = flat[..., :-width], flat[..., -width:]
+    return torch.cat([incoming.unflatten(-1, (width, -1)), outgoing[..., None]], -1)
+
+
+def start(flow: MirrorFlow, theta0: Tensor) -> State:
+    """The state at t = 0, on the true pattern."""
+    network, x = flow.network, flow.dataset.x
+    surfaces = Surfaces.of(x, network._slopes)
+    width = network.widths[1]
+    theta = per_neuron(theta0, width)
+    on = theta[:, :-1] @ surfaces.normal.T > 0
+    captured = torch.zeros(width, dtype=torch.bool, device=x.device)
+    neurons = Neurons(flow.potential.gradient(theta), on, torch.zeros_like(on), captured)
+    loss = float(flow.log_inverse_loss(theta0))
+    return State(surfaces, neurons, loss, torch.full_like(flow.dataset.y, math.nan))
+
+
+def _look(run: Run, state: State) -> Point:
+    flow, neurons, surfaces = run.flow, state.neurons, state.surfaces
+    problem = _problem(run, state, torch.arange(len(flow.dataset)), 1.0, Clock(0.0, neurons.dual))
+    duals, slides = neurons.dual[None], neurons.slides[None]
+    q = problem[0].margins(duals)[0]
+    u = -q
+    if state.late:
+        u = torch.where(torch.isnan(state.log_weights), state.nu - q, state.log_weights)
+    matters = u > u.max() - NEGLIGIBLE
+    matters |= neurons.slides.any(0)[surfaces.group]
+    samples = torch.nonzero(matters)[:, 0]
+    local, _ = _problem(run, state, samples, 1.0, Clock(0.0, neurons.dual))
+    rows, metric = local.rows(duals, neurons.slides[:, torch.unique(surfaces.group[samples])][None])
+    share = torch.softmax(u[samples], 0)
+    direction = torch.einsum("k,knd->nd", share, rows[0])
+    speed = float((metric[0] * direction.square()).sum())
+    run.stats.half_passes += 2
+    return Point(float(-torch.logsumexp(-q, 0)), q, samples, u, direction, speed)
+
+
+def _scale(run: Run, dual: Tensor) -> Tensor:
+    """What an error in the dual of a neuron is measured by: its own size."""
+    rms = dual.square().mean().sqrt().clamp(min=1.0)
+    own = dual.square().mean(1, keepdim=True).sqrt()
+    return (run.atol * rms + run.rtol * torch.maximum(own, dual.abs())).expand_as(dual)
+
+
+def _problem(
+    run: Run, state: State, samples: Tensor, h: float, clock: Clock
+) -> tuple[waveform.Problem, Tensor]:
+    flow, neurons = run.flow, state.neurons
+    surfaces, kept = state.surfaces.restrict(samples)
+    start = Neurons(
+        neurons.dual, neurons.on[:, kept], neurons.slides[:, kept], neurons.captured
+    )
+    return waveform.Problem(
+        flow.potential, flow.dataset.x[samples], flow.dataset.y[samples], surfaces,
+        float(flow.network.output_scale), start, _scale(run, neurons.dual), run.rtol, clock, h,
+    ), kept  # fmt: skip
+
+
+def advance(
+    run: Run, state: State, rules: Sequence[StoppingRule]
+) -> tuple[State, DenseStep] | Status:
+    """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
+    point = _look(run, state)
+    if not math.isfinite(point.loss) or not math.isfinite(point.speed):
+        return Status.NON_FINITE
+    if point.speed == 0:
+        return Status.STATIONARY
+    if not state.late and point.loss >= LATE:
+        h = None if state.h is None else state.h * point.speed / point.loss
+        log_weights = -point.q
+        state = replace(state, late=True, h=h, last=None, log_weights=log_weights)
+        run.largest_step = 0.0
+    state = replace(state, loss=point.loss)
+    if state.settle:
+        state, point = _settle(run, state, point)
+    wanted = _first_step(state, point) if state.h is None else state.h
+    h = min(wanted, _distance(state, point, rules))
+    for _ in range(60):
+        attempt = _try(run, state, point, h)
+        if attempt is None or not attempt.error <= 1:
+            run.stats.rejected += 1
+            h = wanted = h * (0.3 if attempt is None else min(0.8, _factor(attempt.error)))
+            if h < SMALLEST * run.largest_step:
+                break
+            continue
+        landing = _share_to(attempt.dense, rules)
+        if landing < 1:
+            h *= landing
+            continue
+        grown = h * _factor(attempt.error)
+        following = grown if h >= wanted else max(wanted, grown)
+        return _accept(run, state, attempt, h, following), attempt.dense
+    return Status.BLOCKED
+
+
+def _factor(error: float) -> float:
+    if not math.isfinite(error):
+        return 0.15
+    return min(3.0, max(0.15, 0.9 * max(error, 1e-12) ** (-1 / 3.5)))
+
+
+def _first_step(state: State, point: Point) -> float:
+    size = max(float(state.neurons.dual.square().mean().sqrt()), 1e-3)
+    h = FIRST * size / float(point.direction.square().mean().sqrt())
+    return h * point.speed / point.loss if state.late else h
+
+
+def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
+    """The multipliers after a change of the active kinks, from a step of no length."""
+    state = replace(state, settle=False, last=None)
+    attempt = _try(run, state, point, CONSISTENT)
+    if attempt is not None:
+        weights = point.log_weights.clone()
+        weights[attempt.samples] = attempt.found.log_mu[2]
+        state = replace(state, log_weights=weights, nu=float(attempt.found.nu[2]))
+        point = replace(point, log_weights=weights)
+    return state, point
+
+
+def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
+    """Solve for one step; samples that come to matter in it are taken in."""
+    nodes = point.q.new_tensor(radau.NODES)
+    weight, clock = 1.0, Clock(0.0, nodes * 0)
+    if state.late:
+        weight, clock = point.loss / point.speed, Clock(1.0, -point.loss * torch.exp(h * nodes))
+    samples = point.samples
+    while True:
+        problem, kept = _problem(run, state, samples, h, clock)
+        now = torch.log_softmax(point.log_weights[samples], 0) + math.log(weight)
+        found = waveform.solve(problem, _guess(state, now, samples, h), now)
+        if found is None:
+            run.stats.half_passes += 20
+            return None
+        run.stats.half_passes += math.ceil(found.work * len(samples) / len(point.q))
+        wider = _samples_that_matter(run, samples, found)
+        if len(wider) == len(samples):
+            break
+        samples = wider
+    dense = _dense(run, state, point, found, h)
+    error = found.defect
+    clock_error = dense.log_time_error() / (run.rtol * max(1.0, abs(dense.log_time_at(1.0))))
+    gained = float(found.path.gained.sum())
+    change = float(dense.log_inverse_loss(1.0)) - point.loss
+    if state.late:
+        gained, change = gained / point.loss, change / point.loss
+    wrong = abs(gained - change) / (DISSIPATION * run.rtol * max(1.0, abs(change)))
+    return Attempt(samples, kept, found, dense, max(error, clock_error, wrong))
+
+
+def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:
+    """log μ at the nodes (3, K): those of the last step, continued."""
+    if state.last is not None and h < 3 * state.last[1]:
+        earlier, before = state.last
+        values = torch.cat([earlier[:, samples]])
+        basis = radau.evaluate(radau.SLOPE_BASIS, 1 + h / before * u.new_tensor(radau.NODES))
+        ahead = basis @ values
+        moved = (ahead - values[-1]).clamp(-2.0, 2.0)
+        moved = torch.where(torch.isfinite(moved), moved, 0.0)
+        return u + moved
+    return u.expand(radau.STAGES, -1).clone()
+
+
+def _samples_that_matter(run: Run, samples: Tensor, found: waveform.Solution) -> Tensor:
+    data = run.flow.dataset
+    if len(samples) == len(data):
+        return samples
+    run.stats.half_passes += radau.STAGES
+    theta = flatten(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    log_mu = found.nu[:, None] - run.flow.margins(theta)
+    total = torch.logsumexp(found.log_mu, -1, keepdim=True)
+    matters = (log_mu > total - NOTICED).any(0)
+    matters[samples] = True
+    return torch.nonzero(matters)[:, 0]
+
+
+def _dense(
+    run: Run, state: State, point: Point, found: waveform.Solution, h: float
+) -> DenseStep:
+    duals = torch.cat([state.neurons.dual[None], found.path.duals[[1, 3, 5]]])
+    if state.late:
+        loss = point.loss * np.exp(h * np.concatenate([[0.0], radau.NODES]))
+        begin = math.log(point.loss / point.speed)
+        rate = np.concatenate([[begin], found.nu.cpu().numpy() - loss[1:]])
+    else:
+        flat = flatten(run.flow.potential.inverse_gradient(duals[1:]))
+        after = run.flow.log_inverse_loss(flat).cpu().numpy()
+        loss, rate = np.concatenate([[point.loss], after]), np.zeros(4)
+    return DenseStep(flatten(duals), h, state.log_time, loss, rate, state.late)
+
+
+def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float) -> State:
+    found, end, kept = attempt.found, attempt.found.path.end, attempt.surfaces
+    surfaces = state.surfaces
+    theta = run.flow.potential.inverse_gradient(end.dual)
+    on = theta[:, :-1] @ surfaces.normal.T > 0
+    slides = torch.zeros_like(on)
+    on[:, kept], slides[:, kept] = end.on, end.slides
+    on[end.captured] = False
+    _record(run, state, attempt)
+    weights = torch.full_like(run.flow.dataset.y, math.nan)
+    weights[attempt.samples] = found.log_mu[2]
+    nodes = torch.full((3, len(weights)), math.nan).to(weights)
+    nodes[:, attempt.samples] = found.log_mu
+    run.stats.steps += 1
+    run.largest_step = max(run.largest_step, h)
+    neurons = Neurons(end.dual, on, slides, end.captured)
+    return State(
+        surfaces, neurons, float(attempt.dense.log_inverse_loss(1.0)), weights,
+        float(found.nu[2]), attempt.dense.log_time_at(1.0), following, (nodes, h), state.late,
+    )  # fmt: skip
+
+
+def _record(run: Run, state: State, attempt: Attempt) -> None:
+    happenings = attempt.found.path.events
+    run.stats.events += sum(len(h.s) for h in happenings)
+    run.stats.slides += sum(int((h.kind == meeting.SLIDE).sum()) for h in happenings)

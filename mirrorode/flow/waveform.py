@@ -1,0 +1,268 @@
+"""One step of a two-layer network: the sample weights as the unknown, the neurons exact.
+
+Given the weights μ at the three Radau IIA nodes, and with them as quadratics over the step, every
+neuron is followed on its own through all its kinks (`subflow`). What remains is to find weights that
+agree with the margins they lead to, at the nodes:
+
+    log μ_i + q_i(Z_j[μ]) = ν_j for each sample i,        log Σ_i μ_i = follows·ν_j + offset_j,
+
+with dt = e^ν dx in the clock x: loss time, or log ℓ. Newton's matrix is that of collocation,
+I + h A ⊗ (H D Hᵀ) diag(μ), which is exact between kinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mirrorode.flow import radau
+from mirrorode.flow.neurons import Drive, Neurons, Slides
+from mirrorode.flow.step import Clock
+from mirrorode.flow.subflow import Lost, Path, follow
+from mirrorode.flow.surfaces import Surfaces
+from mirrorode.problem.potentials import SeparablePotential
+
+MIDDLES = (0.5 * radau.NODES[0], radau.NODES[:2].mean(), radau.NODES[1:].mean())
+"""Where the interpolated weights are compared with those of the margins."""
+MAX_SWEEPS = 14
+LOCAL = 1e-3  # tolerance of the neurons, of that of the step
+CLOSE = 0.03  # change of the dual, of the error scale, at which the sweeps end
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything that is fixed in one attempted step over K samples that matter.
+
+    Attributes:
+        x, y: the samples; surfaces: theirs; factor: output scale c.
+        start: the neurons; scale: what an error of their duals is measured by, (N, d + 1).
+    """
+
+    potential: SeparablePotential
+    x: Tensor
+    y: Tensor
+    surfaces: Surfaces
+    factor: float
+    start: Neurons
+    scale: Tensor
+    rtol: float
+    clock: Clock
+    h: float
+
+    def margins(self, duals: Tensor) -> Tensor:
+        """q (…, K) from duals (…, N, d + 1)."""
+        theta = self.potential.inverse_gradient(duals)
+        pre = theta[..., :-1] @ self.x.T
+        off, on = self.surfaces.slopes
+        post = torch.where(pre > 0, on * pre, off * pre)
+        return self.y * self.factor * (theta[..., -1:].mT @ post)[..., 0, :]
+
+    def rows(self, duals: Tensor, slides: Tensor) -> tuple[Tensor, Tensor]:
+        """Margin gradients (P, K, N, d + 1), tangent to the slides, and the metric (P, N, d + 1)."""
+        theta = self.potential.inverse_gradient(duals)
+        metric = self.potential.inverse_hessian(theta).clamp(max=1e90)
+        pre = theta[..., :-1] @ self.x.T
+        sliding = slides[..., self.surfaces.group]
+        off, on = self.surfaces.slopes
+        gain = torch.where((pre > 0) & ~sliding, on, off).to(pre)
+        sign = (self.y * self.factor)[:, None]
+        incoming = sign[..., None] * (theta[..., -1:] * gain).mT[..., None] * self.x[:, None, :]
+        outgoing = (sign * (gain * pre).mT)[..., None]
+        for p in range(len(duals)):
+            padded = Slides.of(slides[p], self.surfaces)
+            if len(padded.rows):
+                part = incoming[p][:, padded.rows]
+                incoming[p][:, padded.rows] = padded.tangent(metric[p, padded.rows, :-1], part)
+        return torch.cat([incoming, outgoing], -1), metric
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A converged step.
+
+    Attributes:
+        log_mu: u at the nodes, (3, K); nu: (3,); q: margins there, (3, K).
+        path: what the neurons did; sweeps: how often they were followed.
+        defect: the error that the weights between the nodes make in the duals, relative to scale.
+    """
+
+    log_mu: Tensor
+    nu: Tensor
+    q: Tensor
+    path: Path
+    sweeps: int
+    work: float
+    defect: float
+
+
+def _drive(problem: Problem, mu: Tensor) -> Drive:
+    coefficients = torch.as_tensor(radau.SLOPE_BASIS).to(mu).T @ mu
+    weights = coefficients * (problem.y * problem.factor)
+    base, strength = problem.surfaces.forces(weights)
+    return Drive(
+        problem.potential, problem.surfaces, base, strength, coefficients.sum(1), problem.h
+    )
+
+
+def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
+    """Find the weights from a guess ``u`` (3, K) of log μ; None where the sweeps diverge.
+
+    ``at_start`` (K,) is log μ at the start; it only enters the error.
+    """
+    outputs = u.new_tensor([*MIDDLES, *radau.NODES])
+    order = torch.argsort(outputs)
+    work, previous, factors = 0.0, float("inf"), None
+    history: list[tuple[Tensor, Tensor]] = []
+    nu = None
+    for sweep in range(1, MAX_SWEEPS + 1):
+        try:
+            path = follow(
+                _drive(problem, torch.exp(u)), problem.start, outputs[order],
+                LOCAL * problem.rtol,
+            )  # fmt: skip
+        except Lost:
+            return None
+        duals = path.duals[torch.argsort(order)]
+        slides = path.slides[torch.argsort(order)]
+        q = problem.margins(duals[3:])
+        work += path.work + 3
+        if nu is None:
+            nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
+        if factors is None:
+            factors = _factorise(problem, u, duals[3:], slides[3:])
+            work += 3
+        du, dnu, size = _update(problem, factors, u, q, nu)
+        if not size < 1e9:
+            return None
+        if size < CLOSE:
+            if problem.clock.follows:
+                defect = _defect_at_start(problem, u, at_start)
+            else:
+                defect = _defect_between(problem, u, duals, slides)
+            return Solution(u, nu, q, path, sweep, work + 4.5, defect)
+        if sweep > 3 and size > 0.5 * previous:
+            if size > 2 * previous or sweep > 8:
+                return None
+            factors = None
+            history.clear()
+        previous = size
+        u, nu = _mix(history, u, du, nu, dnu)
+    return None
+
+
+@dataclass(frozen=True)
+class _Factors:
+    lu: Tensor
+    pivots: Tensor
+    rows: Tensor  # (3, K, N (d + 1)), tangent
+
+
+def _factorise(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> _Factors:
+    """LU factors of the matrix in (u, ν), of size 3(K + 1)."""
+    s, count = radau.STAGES, len(problem.x)
+    rows, metric = problem.rows(duals, slides)
+    rows = rows.flatten(2)
+    left = rows * metric.flatten(1)[:, None, :]
+    gram = (left.flatten(0, 1) @ rows.flatten(0, 1).T).reshape(s, count, s, count)
+    butcher = torch.as_tensor(radau.BUTCHER).to(gram)
+    gram = gram * (problem.h * butcher)[:, None, :, None] * torch.exp(u)
+    matrix = gram.new_zeros(s * (count + 1), s * (count + 1))
+    top = s * count
+    matrix[:top, :top] = gram.reshape(top, top)
+    matrix.diagonal()[:top] += 1.0
+    share = torch.softmax(u, -1)
+    for j in range(s):
+        here = slice(j * count, (j + 1) * count)
+        matrix[here, top + j] = -1.0
+        matrix[top + j, here] = share[j]
+        matrix[top + j, top + j] = -problem.clock.follows
+    lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
+    return _Factors(lu, pivots, rows)
+
+
+def _update(
+    problem: Problem, factors: _Factors, u: Tensor, q: Tensor, nu: Tensor
+) -> tuple[Tensor, Tensor, float]:
+    """Newton's change of u and ν, and how much of the dual's error scale it amounts to."""
+    s, count = radau.STAGES, len(problem.x)
+    clock = torch.logsumexp(u, -1) - problem.clock.follows * nu - problem.clock.offset
+    right = torch.cat([-(u + q - nu[:, None]).reshape(-1), -clock])
+    solved = torch.linalg.lu_solve(factors.lu, factors.pivots, right[:, None])[:, 0]
+    du, dnu = solved[: s * count].reshape(s, count), solved[s * count :]
+    butcher = torch.as_tensor(radau.BUTCHER).to(u)
+    moved = ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
+    moved = problem.h * butcher @ moved
+    size = (moved / problem.scale.reshape(-1)).square().mean(1).sqrt().amax()
+    return du, dnu, float(size)
+
+
+def _mix(
+    history: list[tuple[Tensor, Tensor]], u: Tensor, du: Tensor, nu: Tensor, dnu: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The next iterate: Anderson's combination of the last updates (Walker and Ni 2011)."""
+    count = du.numel()
+    here, step = torch.cat([u.reshape(-1), nu]), torch.cat([du.reshape(-1), dnu])
+    # What counts is the change of the weights, not of their logarithms.
+    weigh = torch.cat([torch.softmax(u, -1).reshape(-1), torch.ones_like(nu)])
+    history.append((here, step))
+    del history[:-5]
+    if len(history) > 1 and float(step.abs().max()) < 1.0:
+        earlier = torch.stack([old[1] - step for old in history[:-1]], 1)
+        places = torch.stack([old[0] - here for old in history[:-1]], 1)
+        mixed = torch.linalg.lstsq(
+            weigh[:, None] * earlier, -(weigh * step)[:, None], driver="gelsd", rcond=1e-10
+        ).solution[:, 0]
+        if bool(torch.isfinite(mixed).all()) and float(mixed.abs().sum()) < 10:
+            step = step + (places + earlier) @ mixed
+    moved = move_log_weights(u, step[:count].reshape(u.shape), torch.logsumexp(u, -1, keepdim=True))
+    return moved, nu + step[count:]
+
+
+def move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
+    """Update u along the curve that fits: the weight itself where it is large, else its logarithm.
+
+    A linear change of a weight that carries more than 1 % of the sum is trusted; a weight that
+    comes from nothing is put at 5 % at most and then solved for.
+    """
+    large = u - total > torch.log(u.new_tensor(0.01))
+    linear = torch.where(du < -0.9, du.clamp(min=-30.0), torch.log1p(du.clamp(min=-0.9)))
+    entering = torch.minimum(u + du, torch.maximum(u, total + torch.log(u.new_tensor(0.05))))
+    small = torch.where(du > 0, entering, u + du.clamp(min=-30.0))
+    return torch.where(large, u + linear, small)
+
+
+def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> float:
+    """Early: the integrated defect of the weights between the nodes, and a share of its parts.
+
+    The weights of the margins at the three middles are compared with the interpolated ones: for
+    smooth weights the parts of the sum cancel as far as Radau's quadrature is exact, for kinked ones
+    they do not.
+    """
+    mu = torch.exp(u)
+    middles = u.new_tensor(MIDDLES)
+    between = radau.evaluate(radau.SLOPE_BASIS, middles) @ mu
+    q = problem.margins(duals[:3])
+    wrong = torch.softmax(-q, -1) - between
+    rows, _ = problem.rows(duals[:3], slides[:3])
+    parts = (wrong[:, None, :] @ rows.flatten(2))[:, 0]
+    weight = 2.0 / 3.0 * u.new_tensor([0.0, *radau.NODES]).diff()
+    return float(_norm(problem, weight @ parts) + 0.05 * _norm(problem, parts).amax())
+
+
+def _defect_at_start(problem: Problem, u: Tensor, at_start: Tensor) -> float:
+    """Late: γ₀h(f₀ − the slopes extrapolated to the start), in the weights.
+
+    Late the weights are multipliers, which the margins between the nodes do not determine.
+    """
+    extrapolated = u.new_tensor(radau.SLOPE_BASIS[:, 0]) @ torch.exp(u)
+    start = problem.start
+    rows, _ = problem.rows(start.dual[None], start.slides[None])
+    wrong = (torch.exp(at_start) - extrapolated) @ rows[0].flatten(1)
+    return float(radau.ERROR_WEIGHT * _norm(problem, wrong))
+
+
+def _norm(problem: Problem, vector: Tensor) -> Tensor:
+    """The size (…) of a change h·vector (…, n) of the duals, relative to the scale."""
+    return (problem.h * vector / problem.scale.reshape(-1)).square().mean(-1).sqrt()
