@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -54,6 +55,13 @@ class HomogeneousNetwork(ABC):
     where the gate is on (u > 0) and another where it is off. Gates come in *kink layers*, with a
     number of units each. On a given pattern of gates the output is a polynomial of degree L.
     """
+
+    if TYPE_CHECKING:  # Of an MLP; other networks have `fan_in` and `slopes` instead.
+        widths: Sequence[int]
+
+        @property
+        def jump(self) -> float:
+            """Slope of the activation on its on side minus that on its off side."""
 
     @property
     @abstractmethod
@@ -150,12 +158,10 @@ class HomogeneousNetwork(ABC):
 
     def rows_of(self, name: str, unit: Tensor) -> Tensor:
         """Places in θ of the rows ``unit`` (F,) of one parameter: (F, entries of a row)."""
-        start, shape = 0, ()
-        for other, shape in self.shapes.items():
-            if other == name:
-                break
-            start += math.prod(shape)
-        count = math.prod(shape[1:])
+        shapes = self.shapes
+        before = list(shapes)[: list(shapes).index(name)]
+        start = sum(math.prod(shapes[other]) for other in before)
+        count = math.prod(shapes[name][1:])
         return start + unit[:, None] * count + torch.arange(count, device=unit.device)
 
 
