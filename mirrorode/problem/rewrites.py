@@ -203,7 +203,7 @@ hardshrink tanhshrink softsign tanh
 exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh asinh acosh
 atanh erf erfc erfinv sqrt rsqrt reciprocal hypot logsumexp logaddexp logcumsumexp lgamma
 norm vector_norm matrix_norm normalize cosine_similarity pairwise_distance cdist dist renorm
-batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
+weight_norm batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
 native_batch_norm native_layer_norm lp_pool1d lp_pool2d lp_pool3d std std_mean
 max_pool1d_with_indices max_pool2d_with_indices max_pool3d_with_indices
 adaptive_max_pool1d_with_indices adaptive_max_pool2d_with_indices
