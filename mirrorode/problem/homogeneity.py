@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorode.problem.errors import InputError
+from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.networks import HomogeneousNetwork, Pattern
 
 SAMPLES = 6
-STARTS = 3
+STARTS, ATTEMPTS = 3, 30
 SCALES = (2.0, 0.125)
 TOLERANCE = 1e-8
 
@@ -24,28 +25,28 @@ def sample(dim: int) -> Tensor:
 
 
 def verified_degree(
-    network: HomogeneousNetwork, x: Tensor, plain: Tensor, suspects: tuple[str, ...]
+    network: HomogeneousNetwork,
+    x: Tensor,
+    plain: Callable[[Tensor, Tensor], Tensor],
+    suspects: tuple[str, ...],
 ) -> int:
     """The degree L of homogeneity.
 
     Args:
         network: anything but its degree is used.
         x: inputs, (K, d).
-        plain: what the module itself gives for them at ``network.initial(0)``, (K,).
+        plain: the module itself, (n,) and (K, d) to (K,).
         suspects: names of functions to look at if it fails.
 
     Raises:
         InputError: by how much it fails.
     """
     blame = f": look at {', '.join(suspects)}" if suspects else ""
-    theta = network.initial(0)
-    off = _distance(network.output(theta, x), plain)
-    if not off <= TOLERANCE:
-        raise InputError(
-            "`module` must treat every sample alike, by functions that are seen, but its outputs "
-            f"for a batch differ from those followed sample by sample by {_percent(off)}{blame}"
-        )
-    degree = _homogeneous(network, x)
+    _alike(network, plain, network.initial(0), x, blame)
+    starts = _alive(network, x)
+    theta = starts[0]
+    _alike(network, plain, theta, x, blame)
+    degree = _homogeneous(network, starts, x)
     for pattern in _patterns(network, theta, x):
         off = _not_polynomial(network, theta, x, pattern, degree)
         if not off <= TOLERANCE:
@@ -62,21 +63,45 @@ def verified_degree(
     return degree
 
 
-def _homogeneous(network: HomogeneousNetwork, x: Tensor) -> int:
+def _alike(
+    network: HomogeneousNetwork,
+    plain: Callable[[Tensor, Tensor], Tensor],
+    theta: Tensor,
+    x: Tensor,
+    blame: str,
+) -> None:
+    """Require the same outputs from the module for a batch, and from what is followed."""
+    off = _distance(network.output(theta, x), plain(theta, x))
+    if not off <= TOLERANCE:
+        raise InputError(
+            "`module` must treat every sample alike, by functions that are seen, but its outputs "
+            f"for a batch differ from those followed sample by sample by {_percent(off)}{blame}"
+        )
+
+
+def _alive(network: HomogeneousNetwork, x: Tensor) -> list[Tensor]:
+    """Starts where not all outputs are zero: a narrow deep network is often dead."""
+    found: list[Tensor] = []
+    for seed in range(ATTEMPTS):
+        theta = network.initial(seed)
+        size = float(network.output(theta, x).norm())
+        require(math.isfinite(size), "module", "give finite outputs", f"{size} at random ones")
+        found += [theta] if size > 0 else []
+        if len(found) == STARTS:
+            return found
+    must = "have an output that depends on its trainable parameters"
+    require(bool(found), "module", must, f"zero at {ATTEMPTS} random ones")
+    return found
+
+
+def _homogeneous(network: HomogeneousNetwork, starts: list[Tensor], x: Tensor) -> int:
     """The degree, from f(2θ) / f(θ)."""
     degree = 0
-    for seed in range(STARTS):
-        theta = network.initial(seed)
+    for theta in starts:
         value = network.output(theta, x)
         for scale in SCALES:
             scaled = network.output(scale * theta, x)
-            growth = float(scaled.norm() / value.norm())
-            if not (math.isfinite(growth) and growth > 0):
-                raise InputError(
-                    "`module` must have a finite output that depends on its trainable parameters, "
-                    f"but f(θ) and f({scale:g}θ) have sizes {float(value.norm()):.3g} and "
-                    f"{float(scaled.norm()):.3g}"
-                )
+            growth = float(scaled.norm() / value.norm()) or 1.0
             degree = degree or max(1, round(math.log(growth, scale)))
             off = _distance(scaled, scale**degree * value)
             if not off <= TOLERANCE:
@@ -107,7 +132,7 @@ def _not_polynomial(
     count = degree + 6
     times = np.cos(np.pi * (np.arange(count) + 0.5) / count)
     basis = torch.from_numpy(np.polynomial.chebyshev.chebvander(times, degree))
-    line = theta + 2 * torch.from_numpy(times)[:, None] * network.initial(STARTS)
+    line = theta + 2 * torch.from_numpy(times)[:, None] * network.initial(ATTEMPTS)
     values = network.forward(line, x, pattern).output
     fit = basis @ torch.linalg.lstsq(basis, values).solution
     return _distance(values, fit)

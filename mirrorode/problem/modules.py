@@ -65,14 +65,16 @@ class Network(HomogeneousNetwork):
         self._set(*_split(self.module))
         theta = self.initial(0)
         x = homogeneity.sample(self.dim or _find_dim(self._copy))
-        plain = self._plain(theta, x)
+        self._plain(theta, x)  # says what is wrong with its shape before anything else is looked at
         object.__setattr__(self, "dim", x.shape[1])
         _load_forward_mode()
         try:
             plan = trace(self._copy, self.unflatten(theta), self._constants(theta), x[:1])
             object.__setattr__(self, "_plan", plan)
-            found = homogeneity.verified_degree(self, x, plain, plan.others)
-        except RuntimeError as error:
+            found = homogeneity.verified_degree(self, x, self._plain, plan.others)
+        except InputError:
+            raise
+        except Exception as error:
             sentence = (
                 f"`module` must be a function that torch.func can follow, but: {_first_line(error)}"
             )
@@ -273,11 +275,11 @@ def _split(module: nn.Module) -> tuple[nn.Module, dict[str, tuple[int, ...]], di
 
 def _find_dim(module: nn.Module) -> int:
     """The first dimension of inputs, of those that layers and parameters suggest, that runs."""
-    reason = "it suggests none"
+    module, reason = copy.deepcopy(module).eval(), "it suggests none"
     for dim in dict.fromkeys(_suggested_dims(module)):
         try:
             with torch.no_grad():
-                copy.deepcopy(module).eval()(torch.zeros(2, dim, dtype=torch.float64))
+                module(torch.zeros(2, dim, dtype=torch.float64))
         except Exception as error:
             reason = _first_line(error)
         else:

@@ -306,6 +306,13 @@ def test_degree_is_found(widths, seed, power):
     close(network.output(1.5 * theta, x), 1.5**degree * network.output(theta, x), 1e-9)
 
 
+@pytest.mark.parametrize("widths", [[1] * 5, [2] * 13])
+def test_deep_and_narrow(widths):
+    """Dead for most starts, or of high degree: verified all the same."""
+    parts = [part for pair in pairwise(widths) for part in (linear(*pair), nn.ReLU())]
+    assert mo.Network(nn.Sequential(*parts, linear(widths[-1], 1))).degree == len(widths)
+
+
 def test_dropout_at_rest_is_the_identity():
     module = nn.Sequential(linear(3, 5), nn.Dropout(), nn.ReLU(), linear(5, 1)).eval()
     assert mo.Network(module).units == (5,)

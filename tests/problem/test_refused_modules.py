@@ -84,7 +84,19 @@ REFUSALS = {
     ),
     "no dependence": (
         lambda: Formula(lambda x, w: 0 * (x @ w), (3, 1)),
-        "have a finite output that depends on its trainable parameters",
+        "have an output that depends on its trainable parameters, but is zero at 30",
+    ),
+    "not finite": (
+        lambda: Formula(lambda x, w: (x @ w) * float("inf"), (3, 1)),
+        "give finite outputs",
+    ),
+    "place of a maximum": (
+        lambda: Formula(lambda x, w: (x @ w).sum(1) * (x @ w).max(1).indices, (3, 5)),
+        "be a function that torch.func can follow",
+    ),
+    "in place, by a side effect": (
+        lambda: Formula(lambda x, w: (lambda u: (u.relu_(), u.sum(1))[1])(x @ w), (3, 5)),
+        "its outputs for a batch differ from those followed sample by sample by",
     ),
     "no module": (lambda: "relu", "be a torch.nn.Module, but is relu"),
 }
