@@ -71,7 +71,10 @@ def _alike(
     blame: str,
 ) -> None:
     """Require the same outputs from the module for a batch, and from what is followed."""
-    off = _distance(network.output(theta, x), plain(theta, x))
+    expected = plain(theta, x)
+    finite = int(expected.isfinite().sum())
+    require(finite == len(x), "module", "give finite outputs", f"finite for {finite} of {len(x)}")
+    off = _distance(network.output(theta, x), expected)
     if not off <= TOLERANCE:
         raise InputError(
             "`module` must treat every sample alike, by functions that are seen, but its outputs "
@@ -85,7 +88,6 @@ def _alive(network: HomogeneousNetwork, x: Tensor) -> list[Tensor]:
     for seed in range(ATTEMPTS):
         theta = network.initial(seed)
         size = float(network.output(theta, x).norm())
-        require(math.isfinite(size), "module", "give finite outputs", f"{size} at random ones")
         found += [theta] if size > 0 else []
         if len(found) == STARTS:
             return found
