@@ -36,8 +36,9 @@ class Network(HomogeneousNetwork):
     homogeneous, and a polynomial in θ once the activation pattern is given, is verified at random
     parameters and inputs.
 
-    A maximum of m values is a tournament, ⌈log₂ m⌉ kink layers of pairs. A ReLU just below max
-    pooling is moved above it, which gives the same function with fewer kinks.
+    A maximum of m values is a tournament, ⌈log₂ m⌉ kink layers of pairs; where pooling windows
+    overlap, two units can have the same kink. A ReLU just below max pooling is moved above it,
+    which gives the same function with fewer kinks.
 
     Args:
         module: with one output a sample, (K, 1) or (K,).

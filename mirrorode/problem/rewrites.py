@@ -49,7 +49,7 @@ def name_of(function: Any) -> str:
     name = getattr(function, "__name__", str(function)).split(".")[0].strip("_")
     if name == "get":  # an attribute of a tensor
         return (torch.overrides.resolve_name(function) or "attribute.get").split(".")[-2]
-    return name
+    return name.removeprefix("linalg_").removeprefix("special_")
 
 
 @cache
@@ -201,7 +201,7 @@ gelu silu mish softplus softmax log_softmax softmin gumbel_softmax sigmoid logsi
 log_sigmoid hardsigmoid hardswish hardtanh relu6 elu selu celu rrelu prelu glu softshrink
 hardshrink tanhshrink softsign tanh
 exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh asinh acosh
-atanh erf erfc erfinv sqrt rsqrt reciprocal hypot logsumexp logaddexp logcumsumexp lgamma
+atanh erf erfc erfinv expit sqrt rsqrt reciprocal hypot logsumexp logaddexp logcumsumexp lgamma
 norm vector_norm matrix_norm normalize cosine_similarity pairwise_distance cdist dist renorm
 weight_norm batch_norm layer_norm group_norm instance_norm rms_norm local_response_norm
 native_batch_norm native_layer_norm lp_pool1d lp_pool2d lp_pool3d std std_mean

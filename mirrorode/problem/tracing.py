@@ -73,6 +73,7 @@ class _Tracer(TorchFunctionMode):
         self._gated: dict[int, tuple[int, Slopes]] = {}  # the call whose one gate gave it
         self._positive: set[int] = set()
         self._linear: dict[int, tuple[int, int]] = {}  # which call of linear gave it, its weight
+        self._linears = 0
         self._fed: dict[int, int] = {}  # kink layer → pre-activation
 
     def __torch_function__(
@@ -94,11 +95,11 @@ class _Tracer(TorchFunctionMode):
             elif name in REFUSED and not torch.is_grad_enabled():
                 self.others[name] = None
             value = func(*args, **kwargs)
-            if name in _KEEP_SIGN and id(tensors[0]) in self._positive:
-                self._positive.add(id(value))
+            self._carry(name, tensors, value)
         self._alive += [*tensors, value]
         if func is nn.functional.linear:
-            self._linear[id(value)] = (len(self._linear), _plain_weight(*args, **kwargs))
+            self._linear[id(value)] = (self._linears, _plain_weight(*args, **kwargs))
+            self._linears += 1
         return value
 
     def unit(self, u: Tensor, slopes: Slopes) -> Tensor:
@@ -157,6 +158,16 @@ class _Tracer(TorchFunctionMode):
         if name in POOLS and id(input) in self._positive:
             self._positive.add(id(value))
         return value
+
+    def _carry(self, name: str, tensors: list[Tensor], value: Any) -> None:
+        """What is known of the first argument holds for views of it, and not after a change."""
+        source = id(tensors[0]) if tensors else 0
+        if tensors and (value is tensors[0] or name == "setitem"):
+            self._positive.discard(source)
+            self._gated.pop(source, None)
+            self._linear.pop(source, None)
+        elif name in _KEEP_SIGN and source in self._positive:
+            self._positive.add(id(value))
 
     def _judge(self, name: str, args: Any, kwargs: dict[str, Any]) -> None:
         place = f" in its submodule {self.place[-1]}" if self.place else ""

@@ -57,6 +57,9 @@ MODULES = {
     "amin": lambda: Formula(lambda x, w: (x @ w).amin(1, keepdim=True), (3, 5)),
     "clamp": lambda: Formula(lambda x, w: (x @ w).clamp(min=0).sum(1), (3, 5)),
     "clamp below": lambda: Formula(lambda x, w: (x @ w).clamp_max(0).sum(1), (3, 5)),
+    "changed in place": lambda: Formula(
+        lambda x, w, v, a: F.relu(F.relu(x @ w).sub_(x @ v)) @ a, (3, 5), (3, 5), (5, 1)
+    ),
     "bias below": lambda: nn.Sequential(linear(3, 5, bias=True), nn.ReLU(), linear(5, 1)),
 }
 SQUARED = {"squared": lambda: Formula(lambda x, w, a: F.relu(x @ w) ** 2 @ a, (3, 5), (5, 1))}

@@ -54,6 +54,10 @@ REFUSALS = {
         lambda: Formula(lambda x, w, a: (x @ w).sort(1).values @ a, (3, 5), (5, 1)),
         "but calls sort",
     ),
+    "norm": (
+        lambda: Formula(lambda x, w: torch.linalg.vector_norm(x @ w, dim=1), (3, 5)),
+        "but calls vector_norm",
+    ),
     "clamp": (
         lambda: Formula(lambda x, w: (x @ w).clamp(-1, 1).sum(1), (3, 5)),
         "but clamps to [-1, 1]",
