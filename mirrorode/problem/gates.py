@@ -20,11 +20,18 @@ from mirrorode.problem.rewrites import Slopes, rewrite_of
 
 @dataclass(frozen=True)
 class Layer:
-    """One kink layer: its units, its slopes (off, on), and the parameter whose rows feed it."""
+    """One kink layer.
+
+    Attributes:
+        units: how many.
+        slopes: (off, on).
+        sources: the parameters of which each unit has one row to itself, as its pre-activation is
+            w·z, or w·z + b; none where units share weights or have none.
+    """
 
     units: int
     slopes: Slopes
-    source: str | None = None
+    sources: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,7 +83,7 @@ class Gates(TorchFunctionMode):
 
     Attributes:
         preactivations: one (units,) a layer.
-        entering: by layer, what its own weights were multiplied with, (fan-in,).
+        entering: by layer, what own weights are multiplied with, (fan-in,), 1 for a bias.
     """
 
     def __init__(
@@ -98,9 +105,7 @@ class Gates(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is nn.functional.linear:
-            if self._linear in self.plan.feeds:
-                self.entering[self.plan.feeds[self._linear]] = first(args, kwargs).reshape(-1)
-            self._linear += 1
+            self._enter(first(args, kwargs))
         rewrite = rewrite_of(func)
         if rewrite is None:
             return func(*args, **kwargs)
@@ -131,6 +136,14 @@ class Gates(TorchFunctionMode):
         """
         if len(self.preactivations) != len(self.plan.layers):
             raise InputError(_CHANGING)
+
+    def _enter(self, z: Tensor) -> None:
+        layer = self.plan.feeds.get(self._linear)
+        self._linear += 1
+        if layer is not None:
+            with_bias = len(self.plan.layers[layer].sources) == 2
+            parts = [z.reshape(-1), z.new_ones(1)] if with_bias else [z.reshape(-1)]
+            self.entering[layer] = torch.cat(parts)
 
     def _is_on(self, u: Tensor) -> Tensor:
         layer = len(self.preactivations)

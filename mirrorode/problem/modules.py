@@ -111,15 +111,17 @@ class Network(HomogeneousNetwork):
 
     @property
     def fan_in(self) -> tuple[int, ...]:
-        """Positive for a kink straight on an ``nn.Linear`` of its own, without bias."""
+        """Positive for a kink straight on an ``nn.Linear`` of its own; a bias counts."""
         shapes = self.shapes
-        sources = (layer.source for layer in self._plan.layers)
-        return tuple(0 if source is None else shapes[source][1] for source in sources)
+        return tuple(
+            sum(math.prod(shapes[name][1:]) for name in layer.sources)
+            for layer in self._plan.layers
+        )
 
     def incoming(self, layer: int, unit: Tensor) -> Tensor:
-        """Rows of the weight that feeds the layer, (F, fan-in); (F, 0) if there is none."""
-        source = self._plan.layers[layer].source
-        return self.rows_of(source, unit) if source is not None else unit.new_zeros(len(unit), 0)
+        """Rows of the weight, and entries of the bias, that feed the layer: (F, fan-in)."""
+        own = [self.rows_of(name, unit) for name in self._plan.layers[layer].sources]
+        return torch.cat(own, -1) if own else unit.new_zeros(len(unit), 0)
 
     def current(self) -> Tensor:
         """The trainable parameters as they are in the module now, (n,), float64."""

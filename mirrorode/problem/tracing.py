@@ -72,7 +72,7 @@ class _Tracer(TorchFunctionMode):
         self._uses: dict[int, list[tuple[str, int]]] = {}  # names and calls that took it
         self._gated: dict[int, tuple[int, Slopes]] = {}  # the call whose one gate gave it
         self._positive: set[int] = set()
-        self._linear: dict[int, tuple[int, int]] = {}  # which call of linear gave it, its weight
+        self._linear: dict[int, tuple[int, list[int]]] = {}  # call of linear that gave it, weights
         self._linears = 0
         self._fed: dict[int, int] = {}  # kink layer → pre-activation
 
@@ -98,7 +98,7 @@ class _Tracer(TorchFunctionMode):
             self._carry(name, tensors, value)
         self._alive += [*tensors, value]
         if func is nn.functional.linear:
-            self._linear[id(value)] = (self._linears, _plain_weight(*args, **kwargs))
+            self._linear[id(value)] = (self._linears, _own_weights(*args, **kwargs))
             self._linears += 1
         return value
 
@@ -139,10 +139,11 @@ class _Tracer(TorchFunctionMode):
         """What was seen."""
         layers, feeds = list(self.layers), {}
         for layer, u in self._fed.items():
-            number, weight = self._linear[u]
-            once = len(self._uses[u]) == 1 and len(self._uses.get(weight, ())) == 1
-            if once and weight in self.names:
-                layers[layer] = replace(layers[layer], source=self.names[weight])
+            number, weights = self._linear[u]
+            once = all(len(self._uses[value]) == 1 for value in (u, *weights))
+            if once and weights and all(value in self.names for value in weights):
+                sources = tuple(self.names[value] for value in weights)
+                layers[layer] = replace(layers[layer], sources=sources)
                 feeds[number] = layer
         return Plan(tuple(self.calls), tuple(layers), feeds, tuple(self.others))
 
@@ -180,9 +181,10 @@ class _Tracer(TorchFunctionMode):
             self.others[name] = None
 
 
-def _plain_weight(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> int:
-    """The id of the weight of a ``linear`` on one vector without bias, else that of nothing."""
-    return id(weight) if bias is None and tuple(input.shape[:-1]) == (1,) else 0
+def _own_weights(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> list[int]:
+    """The ids of weight and bias of a ``linear`` on one vector, which each unit has its row of."""
+    own = [weight] if bias is None else [weight, bias]
+    return [id(value) for value in own] if tuple(input.shape[:-1]) == (1,) else []
 
 
 def _tensors(tree: Any) -> Iterator[Tensor]:

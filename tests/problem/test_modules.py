@@ -270,6 +270,19 @@ def test_frozen_parameters_and_buffers_are_constants():
     close(network.output(theta, x), expected)
 
 
+def test_a_bias_is_an_incoming_weight():
+    """u = w·x + b = ⟨(w, b), (x, 1)⟩, with weights where `incoming` says."""
+    _, network, x = made(MODULES["bias below"])
+    assert network.fan_in == (4,)
+    theta, unit = network.initial(0), torch.tensor([4, 0, 2])
+    forward = network.forward(theta, x)
+    found = forward.entering[0] @ theta[network.incoming(0, unit)].T
+    close(found, forward.preactivations[0][:, unit])
+    module = MODULES["bias below"]()
+    module[0].bias.requires_grad_(False).zero_()
+    assert mo.Network(module).fan_in == (0,)  # u is not w·z of the parameters alone
+
+
 def test_weights_that_are_shared_are_not_a_units_own():
     """Only a kink straight on a linear map used once can come to rest at zero weights."""
     assert mo.Network(nn.Sequential(linear(3, 5), nn.ReLU(), linear(5, 1))).fan_in == (3,)
