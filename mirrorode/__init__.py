@@ -12,7 +12,9 @@ _HOME = {
     "Dataset": "mirrorode.problem.datasets",
     "teacher_student": "mirrorode.problem.datasets",
     "InputError": "mirrorode.problem.errors",
+    "Network": "mirrorode.problem.modules",
     "MLP": "mirrorode.problem.networks",
+    "DiagonalLinear": "mirrorode.problem.networks",
     "Euclidean": "mirrorode.problem.potentials",
     "HyperbolicEntropy": "mirrorode.problem.potentials",
     "SeparablePotential": "mirrorode.problem.potentials",
@@ -48,7 +50,9 @@ if TYPE_CHECKING:
     from mirrorode.problem.datasets import Dataset as Dataset
     from mirrorode.problem.datasets import teacher_student as teacher_student
     from mirrorode.problem.errors import InputError as InputError
+    from mirrorode.problem.modules import Network as Network
     from mirrorode.problem.networks import MLP as MLP
+    from mirrorode.problem.networks import DiagonalLinear as DiagonalLinear
     from mirrorode.problem.potentials import Euclidean as Euclidean
     from mirrorode.problem.potentials import HyperbolicEntropy as HyperbolicEntropy
     from mirrorode.problem.potentials import SeparablePotential as SeparablePotential

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
-from mirrorode.problem.networks import MLP
+from mirrorode.problem.networks import HomogeneousNetwork
 from mirrorode.problem.potentials import SeparablePotential
 
 
@@ -25,17 +25,21 @@ class MirrorFlow:
         InputError: if one of the three is of the wrong kind or input dimensions differ.
     """
 
-    network: MLP
+    network: HomogeneousNetwork
     dataset: Dataset
     potential: SeparablePotential
 
     def __post_init__(self) -> None:
-        kinds = (("network", MLP), ("dataset", Dataset), ("potential", SeparablePotential))
-        for name, kind in kinds:
+        kinds = (
+            ("network", HomogeneousNetwork, "an MLP, a DiagonalLinear or a Network"),
+            ("dataset", Dataset, "a Dataset"),
+            ("potential", SeparablePotential, "a SeparablePotential"),
+        )
+        for name, kind, must in kinds:
             value = getattr(self, name)
-            require(isinstance(value, kind), name, f"be a {kind.__name__}", repr(value))
-        dim, width = self.dataset.x.shape[1], self.network.widths[0]
-        require(dim == width, "dataset", f"have inputs of dimension {width}", dim)
+            require(isinstance(value, kind), name, f"be {must}", repr(value))
+        dim, expected = self.dataset.x.shape[1], self.network.input_dim
+        require(dim == expected, "dataset", f"have inputs of dimension {expected}", dim)
 
     def margins(self, theta: Tensor) -> Tensor:
         """q_i = y_i f(θ, x_i): (…, n) to (…, K)."""

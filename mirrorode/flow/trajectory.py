@@ -21,7 +21,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem import potentials
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
-from mirrorode.problem.networks import MLP
+from mirrorode.problem.networks import MLP, DiagonalLinear, HomogeneousNetwork
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -203,7 +203,7 @@ class Trajectory:
             "rtol": self.rtol,
             "stats": asdict(self.stats),
             "events": [list(asdict(event).values()) for event in self.events],
-            "network": asdict(self.flow.network),
+            "network": _describe_network(self.flow.network),
             "potential": _describe(self.flow.potential),
         }
         names = ("log_time", "log_inverse_loss", "theta", "dual")
@@ -226,10 +226,10 @@ class Trajectory:
 
     @classmethod
     def load(cls, path: str | Path, flow: MirrorFlow | None = None) -> Trajectory:
-        """Read a trajectory; ``flow`` is needed where its potential is not one of the package.
+        """Read a trajectory; ``flow`` is needed where its network or potential is one's own.
 
         Raises:
-            InputError: if there is no such file, it is damaged, or the potential is unknown.
+            InputError: if there is no such file, it is damaged, or ``flow`` is needed.
         """
         require(Path(path).is_file(), "path", "be a stored trajectory", str(path))
         try:
@@ -242,7 +242,8 @@ class Trajectory:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if flow is None:
             data = Dataset(tensors["x"], tensors["y"], tensors.get("teacher"))
-            flow = MirrorFlow(MLP(**head["network"]), data, _rebuild(head["potential"]))
+            network = _rebuild_network(head["network"])
+            flow = MirrorFlow(network, data, _rebuild(head["potential"]))
         steps = tuple(
             DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed))
             for duals, h, log_time, loss, rate, prescribed in zip(
@@ -274,4 +275,17 @@ def _rebuild(description: dict[str, Any]) -> potentials.SeparablePotential:
     kind = getattr(potentials, description.pop("kind"), None)
     if kind is None:
         raise InputError("`flow` must be given to load a trajectory of a potential of one's own")
+    return kind(**description)
+
+
+def _describe_network(network: HomogeneousNetwork) -> dict[str, Any]:
+    named = asdict(network) if isinstance(network, MLP | DiagonalLinear) else {}
+    return {"kind": type(network).__name__, **named}
+
+
+def _rebuild_network(description: dict[str, Any]) -> HomogeneousNetwork:
+    kinds = {kind.__name__: kind for kind in (MLP, DiagonalLinear)}
+    kind = kinds.get(description.pop("kind", "MLP"))
+    if kind is None:
+        raise InputError("`flow` must be given to load a trajectory of a network made of a module")
     return kind(**description)

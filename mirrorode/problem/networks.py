@@ -9,16 +9,18 @@ the kink, and sees a polynomial. Where no pattern is given the true one is used.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from mirrorode.problem.errors import require, require_number
+from mirrorode.problem.errors import InputError, require, require_number
 
 Pattern = list[Tensor]
-"""One boolean tensor (…, rows, units) a hidden layer: which unit is on for which row."""
+"""One boolean tensor (…, rows, units) a kink layer: which unit is on for which row."""
 
 _SLOPES = {"relu": (0.0, 1.0), "leaky_relu": (0.01, 1.0), "linear": (1.0, 1.0)}
 
@@ -28,22 +30,143 @@ class Forward:
     """A network on R rows (inputs with a pattern) at one or more parameter vectors.
 
     Attributes:
-        weights: the weight matrices, (…, fan-out, fan-in).
+        theta: the parameters, (…, n).
+        x: the inputs, (R, d).
         output: f, (…, R).
-        preactivations: one (…, R, units) a hidden layer.
-        entering: what enters each layer, x first; one (…, R, fan-in) a layer.
+        preactivations: one (…, R, units) a kink layer.
+        entering: what the incoming weights of each kink layer are multiplied with, one
+            (…, R, fan-in) a layer; fan-in 0 where its units have no weights of their own. An
+            `MLP` adds what enters the output layer.
         pattern: the pattern that was used.
     """
 
-    weights: list[Tensor]
+    theta: Tensor
+    x: Tensor
     output: Tensor
     preactivations: list[Tensor]
     entering: list[Tensor]
     pattern: Pattern
 
 
+class HomogeneousNetwork(ABC):
+    """What the flow asks of a network: f(cθ, x) = c^L f(θ, x) for c > 0, piecewise polynomial.
+
+    Every kink is a gate: a pre-activation u that goes on as s·u, the slope s being one number
+    where the gate is on (u > 0) and another where it is off. Gates come in *kink layers*, with a
+    number of units each. On a given pattern of gates the output is a polynomial of degree L.
+    """
+
+    if TYPE_CHECKING:  # Of an MLP; other networks have `fan_in` and `slopes` instead.
+        widths: Sequence[int]
+
+        @property
+        def jump(self) -> float:
+            """Slope of the activation on its on side minus that on its off side."""
+
+    @property
+    @abstractmethod
+    def degree(self) -> int:
+        """L: f(cθ, x) = c^L f(θ, x) for c > 0."""
+
+    @property
+    @abstractmethod
+    def input_dim(self) -> int:
+        """d, the dimension of one input."""
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The parameters by name, in the order of θ."""
+
+    @property
+    @abstractmethod
+    def units(self) -> tuple[int, ...]:
+        """The number of units of each kink layer."""
+
+    @property
+    @abstractmethod
+    def slopes(self) -> tuple[tuple[float, float], ...]:
+        """The slopes (off, on) of each kink layer."""
+
+    @property
+    @abstractmethod
+    def fan_in(self) -> tuple[int, ...]:
+        """Incoming weights of a unit of each kink layer where its pre-activation is w·z.
+
+        Zero where units share weights or have none, as after a convolution: no unit there comes to
+        rest at w = 0 on its own.
+        """
+
+    @abstractmethod
+    def incoming(self, layer: int, unit: Tensor) -> Tensor:
+        """Places in θ of the incoming weights of units (F,) of a kink layer: (F, fan-in)."""
+
+    @abstractmethod
+    def forward(self, theta: Tensor, x: Tensor, pattern: Pattern | None = None) -> Forward:
+        """One pass upwards on ``pattern`` (the true one if None): half an evaluation.
+
+        Args:
+            theta: (…, n).
+            x: (R, d).
+            pattern: (R, units) or (…, R, units), one a kink layer.
+        """
+
+    @abstractmethod
+    def backward(self, forward: Forward) -> tuple[Tensor, list[Tensor]]:
+        """The way down: ∂f/∂θ (…, R, n), and the signals ∂f/∂(post-activation) of kink layers."""
+
+    @abstractmethod
+    def normals(
+        self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor
+    ) -> Tensor:
+        """Gradients (…, R, n) of the pre-activation of ``unit[r]`` in kink ``layer`` at row r."""
+
+    @abstractmethod
+    def rates(self, theta: Tensor, velocity: Tensor, x: Tensor, pattern: Pattern) -> list[Tensor]:
+        """Derivatives of all pre-activations along ``velocity`` (…, n) on the pattern."""
+
+    @property
+    def size(self) -> int:
+        """n, the number of parameters."""
+        return sum(math.prod(shape) for shape in self.shapes.values())
+
+    def initial(self, seed: int = 0) -> Tensor:
+        """A random start (n,), float64: first and last layer N(0, 1), others N(0, 1/fan-in).
+
+        The fan-in of a parameter is its number of entries over its first dimension.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        parts, last = [], len(self.shapes) - 1
+        for layer, shape in enumerate(self.shapes.values()):
+            weights = torch.randn(shape, generator=generator, dtype=torch.float64)
+            fan_in = math.prod(shape[1:])
+            parts.append(weights if layer in (0, last) else weights / math.sqrt(fan_in))
+        return torch.cat([part.reshape(-1) for part in parts])
+
+    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
+        """Views of ``theta`` (…, n) as the parameters (…, *shape) by name."""
+        shapes = self.shapes
+        parts = theta.split([math.prod(shape) for shape in shapes.values()], dim=-1)
+        return {
+            name: part.reshape(*theta.shape[:-1], *shape)
+            for (name, shape), part in zip(shapes.items(), parts, strict=True)
+        }
+
+    def output(self, theta: Tensor, x: Tensor) -> Tensor:
+        """f(θ, x) with the true pattern: (…, n) and (R, d) to (…, R)."""
+        return self.forward(theta, x).output
+
+    def rows_of(self, name: str, unit: Tensor) -> Tensor:
+        """Places in θ of the rows ``unit`` (F,) of one parameter: (F, entries of a row)."""
+        shapes = self.shapes
+        before = list(shapes)[: list(shapes).index(name)]
+        start = sum(math.prod(shapes[other]) for other in before)
+        count = math.prod(shapes[name][1:])
+        return start + unit[:, None] * count + torch.arange(count, device=unit.device)
+
+
 @dataclass(frozen=True)
-class MLP:
+class MLP(HomogeneousNetwork):
     """f(x) = c · W_L σ(W_{L−1} … σ(W_1 x)) without biases: homogeneous of degree L in θ.
 
     θ is the concatenation of W_1, …, W_L, each (fan-out, fan-in) in row-major order.
@@ -85,15 +208,30 @@ class MLP:
         return len(self.widths) - 1
 
     @property
-    def shapes(self) -> dict[str, tuple[int, int]]:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
         """The weight matrices by name, in the order of θ."""
         pairs = zip(self.widths[1:], self.widths[:-1], strict=True)
         return {f"W{layer}": shape for layer, shape in enumerate(pairs, start=1)}
 
     @property
-    def size(self) -> int:
-        """n, the number of parameters."""
-        return sum(math.prod(shape) for shape in self.shapes.values())
+    def input_dim(self) -> int:
+        """The first of the widths."""
+        return self.widths[0]
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """The hidden widths."""
+        return tuple(self.widths[1:-1])
+
+    @property
+    def slopes(self) -> tuple[tuple[float, float], ...]:
+        """Those of the activation, for each hidden layer."""
+        return (_SLOPES[self.activation],) * len(self.units)
+
+    @property
+    def fan_in(self) -> tuple[int, ...]:
+        """The width below each hidden layer."""
+        return tuple(self.widths[: len(self.units)])
 
     @property
     def jump(self) -> float:
@@ -101,27 +239,9 @@ class MLP:
         off, on = _SLOPES[self.activation]
         return on - off
 
-    def initial(self, seed: int = 0) -> Tensor:
-        """A random start (n,), float64: first and last layer N(0, 1), others N(0, 1/fan-in)."""
-        generator = torch.Generator().manual_seed(seed)
-        parts = []
-        for layer, shape in enumerate(self.shapes.values(), start=1):
-            weights = torch.randn(shape, generator=generator, dtype=torch.float64)
-            parts.append(weights if layer in (1, self.degree) else weights / math.sqrt(shape[1]))
-        return torch.cat([part.reshape(-1) for part in parts])
-
-    def unflatten(self, theta: Tensor) -> dict[str, Tensor]:
-        """Views of ``theta`` (…, n) as the weight matrices (…, fan-out, fan-in) by name."""
-        shapes = self.shapes
-        parts = theta.split([math.prod(shape) for shape in shapes.values()], dim=-1)
-        return {
-            name: part.reshape(*theta.shape[:-1], *shape)
-            for (name, shape), part in zip(shapes.items(), parts, strict=True)
-        }
-
-    def output(self, theta: Tensor, x: Tensor) -> Tensor:
-        """f(θ, x) with the true pattern: (…, n) and (R, d) to (…, R)."""
-        return self.forward(theta, x).output
+    def incoming(self, layer: int, unit: Tensor) -> Tensor:
+        """Rows of the weight matrix below the layer, (F, fan-in)."""
+        return self.rows_of(f"W{layer + 1}", unit)
 
     def forward(self, theta: Tensor, x: Tensor, pattern: Pattern | None = None) -> Forward:
         """One pass upwards on ``pattern`` (the true one if None): half an evaluation."""
@@ -129,13 +249,14 @@ class MLP:
         pre, post = self._forward(weights, x, pattern)
         used = pattern if pattern is not None else [value > 0 for value in pre]
         output = float(self.output_scale or 1.0) * (post[-1] @ weights[-1].mT).squeeze(-1)
-        return Forward(weights, output, pre, post, used)
+        return Forward(theta, x, output, pre, post, used)
 
     def backward(self, forward: Forward) -> tuple[Tensor, list[Tensor]]:
         """The way down: ∂f/∂θ (…, R, n), and the signals ∂f/∂(post-activation) of hidden layers."""
         top = forward.entering[-1]
         seed = top.new_full((*top.shape[:-1], 1), float(self.output_scale or 1.0))
-        return self._backward(forward.weights, forward.entering, forward.pattern, seed)
+        weights = list(self.unflatten(forward.theta).values())
+        return self._backward(weights, forward.entering, forward.pattern, seed)
 
     def normals(
         self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor
@@ -162,8 +283,9 @@ class MLP:
         return found
 
     def _slope(self, on: Tensor) -> Tensor:
+        # Not torch.where of two numbers: that is single precision, in which 0.01 is not 0.01.
         off_slope, on_slope = _SLOPES[self.activation]
-        return torch.where(on, on_slope, off_slope).to(torch.float64)
+        return off_slope + (on_slope - off_slope) * on.to(torch.float64)
 
     def _forward(
         self, weights: list[Tensor], x: Tensor, pattern: Pattern | None
@@ -189,3 +311,86 @@ class MLP:
                 signals.append(delta @ weights[layer])
                 delta = signals[-1] * self._slope(pattern[layer - 1]).to(delta)
         return torch.cat(parts[::-1], dim=-1), signals[::-1]
+
+
+@dataclass(frozen=True)
+class DiagonalLinear(HomogeneousNetwork):
+    """f(x) = Σ_k x_k Π_l u_{l,k}: linear in x, homogeneous of degree ``depth`` in θ, no kinks.
+
+    θ is the concatenation of u_1, …, u_depth, each (dim,).
+
+    Args:
+        dim: of the inputs.
+        depth: the number of factors.
+
+    Raises:
+        InputError: if one of them is not a positive integer.
+    """
+
+    dim: int
+    depth: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth"):
+            value = getattr(self, name)
+            fine = isinstance(value, int) and not isinstance(value, bool) and value > 0
+            require(fine, name, "be a positive integer", repr(value))
+
+    @property
+    def degree(self) -> int:
+        """The depth."""
+        return self.depth
+
+    @property
+    def input_dim(self) -> int:
+        """The number of coordinates."""
+        return self.dim
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """u1, u2, …, each (dim,)."""
+        return {f"u{layer}": (self.dim,) for layer in range(1, self.depth + 1)}
+
+    @property
+    def units(self) -> tuple[int, ...]:
+        """None: no kinks."""
+        return ()
+
+    @property
+    def slopes(self) -> tuple[tuple[float, float], ...]:
+        """None: no kinks."""
+        return ()
+
+    @property
+    def fan_in(self) -> tuple[int, ...]:
+        """None: no kinks."""
+        return ()
+
+    def incoming(self, layer: int, unit: Tensor) -> Tensor:
+        """Raises InputError: no kinks."""
+        raise InputError(f"`layer` must be a kink layer, but is {layer} and {self!r} has none")
+
+    def forward(self, theta: Tensor, x: Tensor, pattern: Pattern | None = None) -> Forward:
+        """One pass upwards; there is no pattern to be on."""
+        product = theta.unflatten(-1, (self.depth, self.dim)).prod(-2)
+        return Forward(theta, x, product @ x.mT, [], [], [])
+
+    def backward(self, forward: Forward) -> tuple[Tensor, list[Tensor]]:
+        """∂f/∂θ (…, R, n), by products without one factor: division would fail at zeros."""
+        factors = forward.theta.unflatten(-1, (self.depth, self.dim))
+        others = [
+            torch.cat([factors[..., :layer, :], factors[..., layer + 1 :, :]], -2).prod(-2)
+            for layer in range(self.depth)
+        ]
+        gradient = torch.stack(others, -2)[..., None, :, :] * forward.x[:, None, :]
+        return gradient.flatten(-2), []
+
+    def normals(
+        self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor
+    ) -> Tensor:
+        """Raises InputError: no kinks."""
+        raise InputError(f"`layer` must be a kink layer, but is {layer} and {self!r} has none")
+
+    def rates(self, theta: Tensor, velocity: Tensor, x: Tensor, pattern: Pattern) -> list[Tensor]:
+        """None: no kinks."""
+        return []

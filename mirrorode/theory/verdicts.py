@@ -142,7 +142,7 @@ def _fenchel_young(path: _Path) -> Verdict:
 
 def _drift(name: str, balance: Balance, rtol: float) -> Verdict:
     if balance.value.shape[-1] == 0:
-        return Verdict(name, None, math.nan, "the network has no hidden layer")
+        return Verdict(name, None, math.nan, balance.missing)
     drift, allowed = float(balance.drift()), DRIFT * rtol
     detail = f"largest drift {drift:.1e} of the sum of terms; {allowed:.0e} allowed"
     return Verdict(name, drift <= allowed, allowed - drift, detail)

@@ -1,4 +1,4 @@
-"""MLPs of any depth: homogeneous, with exact gradients on any activation pattern."""
+"""MLPs and diagonal networks: homogeneous, with exact gradients on any activation pattern."""
 
 import pytest
 import torch
@@ -12,12 +12,13 @@ NETWORKS = [
     mo.MLP((2, 4, 3, 3, 1), activation="leaky_relu"),
     mo.MLP((2, 4, 3, 1), activation="linear", output_scale=2.0),
 ]
-every_network = pytest.mark.parametrize("network", NETWORKS, ids=repr)
+DIAGONAL = [mo.DiagonalLinear(4, depth) for depth in (1, 2, 3)]
+every_network = pytest.mark.parametrize("network", NETWORKS + DIAGONAL, ids=repr)
 
 
 def _inputs(network):
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(11, network.widths[0], generator=generator, dtype=torch.float64)
+    return torch.randn(11, network.input_dim, generator=generator, dtype=torch.float64)
 
 
 @every_network
@@ -66,12 +67,41 @@ def test_normals_and_rates(network):
         torch.testing.assert_close(found, exact @ direction)
 
 
-def test_batch_of_parameters():
-    network = NETWORKS[2]
+@pytest.mark.parametrize("network", [NETWORKS[2], DIAGONAL[2]], ids=repr)
+def test_batch_of_parameters(network):
     x = _inputs(network)
     theta = torch.stack([network.initial(seed) for seed in range(3)])
     together = network.output(theta, x)
     torch.testing.assert_close(together, torch.stack([network.output(row, x) for row in theta]))
+    gradient, _ = network.backward(network.forward(theta, x))
+    alone = [network.backward(network.forward(row, x))[0] for row in theta]
+    torch.testing.assert_close(gradient, torch.stack(alone))
+
+
+def test_the_flow_is_told_of_the_hidden_layers():
+    network = mo.MLP((3, 5, 4, 1), activation="leaky_relu")
+    assert (network.units, network.fan_in) == ((5, 4), (3, 5))
+    assert network.slopes == ((0.01, 1.0),) * 2
+    theta = network.initial(0)
+    rows = network.incoming(1, torch.tensor([2, 0]))
+    assert torch.equal(theta[rows], network.unflatten(theta)["W2"][[2, 0]])
+    forward = network.forward(theta, _inputs(network))
+    off = ~forward.pattern[0]
+    # In double precision: 0.01 of single precision differs in the eighth digit.
+    assert torch.equal(forward.entering[1][off], 0.01 * forward.preactivations[0][off])
+
+
+def test_diagonal_network():
+    """f(x) = Σ x_k u_1k u_2k, with the right gradient where a factor is zero."""
+    network = mo.DiagonalLinear(2, 2)
+    theta, x = torch.tensor([0.0, 3.0, 5.0, 7.0]).double(), torch.tensor([[2.0, -1.0]]).double()
+    forward = network.forward(theta, x)
+    gradient, signals = network.backward(forward)
+    assert forward.output.tolist() == [-21.0]
+    assert gradient.tolist() == [[10.0, -7.0, 0.0, -3.0]]
+    assert signals == network.rates(theta, theta, x, []) == []
+    assert list(network.unflatten(theta)) == ["u1", "u2"]
+    assert network.units == network.slopes == network.fan_in == ()
 
 
 def test_initial_and_unflatten():
@@ -94,6 +124,8 @@ def test_initial_and_unflatten():
             lambda: mo.MLP((2, 3, 1), output_scale=0.0),
             "`output_scale` must be positive, but is 0.0",
         ),
+        (lambda: mo.DiagonalLinear(0), "`dim` must be a positive integer, but is 0"),
+        (lambda: mo.DiagonalLinear(2, 1.5), "`depth` must be a positive integer, but is 1.5"),
     ],
 )
 def test_bad_input(build, start):
