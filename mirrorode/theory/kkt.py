@@ -13,9 +13,10 @@ adds ν_ij times the gradient of its pre-activation, and ν_ij lies between 0 an
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import pair_normals
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.problem.networks import MLP
-from mirrorode.theory.cones import nearest, smallest
+from mirrorode.theory.cones import Array, nearest, smallest
 
 ON_KINK = 1e-9  # the integrator holds sliding pairs there to round-off
 CANDIDATE = 2.0  # times the smallest margin
@@ -83,9 +84,7 @@ class KKT:
         )
 
 
-def kkt(
-    flow: MirrorFlow, theta: Tensor, *, clarke: bool = True, on_kink: float = ON_KINK
-) -> KKT:
+def kkt(flow: MirrorFlow, theta: Tensor, *, clarke: bool = True, on_kink: float = ON_KINK) -> KKT:
     """How near the direction of ``theta`` is to a KKT point of min ½φ² subject to q_i ≥ 1.
 
     Every sample enters, at the price of its complementarity, so that none has to be picked by a
@@ -129,7 +128,7 @@ class _Problem:
     @classmethod
     def at(cls, flow: MirrorFlow, theta: Tensor, clarke: bool, on_kink: float) -> _Problem:
         """Scale θ, choose the samples and find the kinks."""
-        x, y = flow.dataset.x.double(), flow.dataset.y.double()
+        x, y = (part.double().cpu() for part in (flow.dataset.x, flow.dataset.y))
         theta = _normalised(flow, theta, x, y)
         forward = flow.network.forward(theta, x)
         margins = y * forward.output
@@ -169,14 +168,14 @@ class _Problem:
         scale = matrix.norm(dim=1).clamp(min=1e-300)
         scaled = (matrix / scale[:, None]).T.numpy()
 
-        def solve(cone: np.ndarray) -> np.ndarray:
+        def solve(cone: Array) -> Array:
             return nearest(scaled, target.numpy(), cone)
 
         lam, nu, xi = self._solve(solve, scale)
-        image = lam @ columns[: len(lam)] + nu @ columns[len(lam) :]
+        image = torch.cat([lam, nu]) @ columns
         stationarity = float((target[:-1] - image).norm())
         complementarity = float(lam @ weight)
-        residual = float(np.hypot(stationarity, complementarity))
+        residual = math.hypot(stationarity, complementarity)
         horizon = (self.flow.potential.horizon(self.theta) / size) ** 2
         return self._report(residual, stationarity, complementarity, horizon * lam, xi)
 
@@ -189,11 +188,11 @@ class _Problem:
         typical = scale[: len(self.samples)].amax()  # so that Σλ_i = 1 is in these units
         total = torch.cat([typical / scale[: len(self.samples)], scale.new_zeros(len(self.kinks))])
 
-        def solve(cone: np.ndarray) -> np.ndarray:
+        def solve(cone: Array) -> Array:
             return smallest(scaled, cone, total.numpy())
 
         lam, nu, xi = self._solve(solve, scale)
-        image = lam @ self.gradients + nu @ self.normals
+        image = torch.cat([lam, nu]) @ columns
         growth = degree * (lam @ self.margins[self.samples])  # ⟨θ, v⟩: normals have no part in it
         stationarity = float(size * image.abs().max() / growth) - 1
         complementarity = float(lam @ (self.margins[self.samples] - 1) / lam.sum())
@@ -201,7 +200,9 @@ class _Problem:
         lam = lam * self.flow.potential.horizon(self.theta) ** 2 / growth
         return self._report(residual, stationarity, complementarity, lam, xi)
 
-    def _solve(self, solve, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _solve(
+        self, solve: Callable[[Array], Array], scale: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """λ, ν, ξ of the convex problem that ``solve`` solves over a cone in scaled unknowns.
 
         Where two layers of one sample are on kinks, the sign of the signal below can depend on ξ
@@ -215,7 +216,7 @@ class _Problem:
         u = torch.from_numpy(solve(self._cone(sign, scale))) / scale
         return self._recover(u)
 
-    def _cone(self, sign: Tensor, scale: Tensor) -> np.ndarray:
+    def _cone(self, sign: Tensor, scale: Tensor) -> Array:
         """Rows whose product with the scaled unknowns must not be negative, of unit length."""
         count, size = len(self.samples), len(self.kinks)
         positive = torch.eye(count + size, dtype=self.theta.dtype)
@@ -249,7 +250,9 @@ class _Problem:
             u[count:][here] = xi[here] * full
         return u[:count], u[count:], xi
 
-    def _report(self, residual, stationarity, complementarity, lam, xi) -> KKT:
+    def _report(
+        self, residual: float, stationarity: float, complementarity: float, lam: Tensor, xi: Tensor
+    ) -> KKT:
         multipliers = torch.zeros_like(self.margins)
         multipliers[self.samples] = lam
         return KKT(residual, stationarity, complementarity, multipliers, xi, self.kinks)
