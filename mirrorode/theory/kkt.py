@@ -194,9 +194,9 @@ class _Problem:
         lam, nu, xi = self._solve(solve, scale)
         image = torch.cat([lam, nu]) @ columns
         growth = degree * (lam @ self.margins[self.samples])  # ⟨θ, v⟩: normals have no part in it
-        stationarity = float(size * image.abs().max() / growth) - 1
+        stationarity = max(0.0, float(size * image.abs().max() / growth) - 1)
         complementarity = float(lam @ (self.margins[self.samples] - 1) / lam.sum())
-        residual = float(size * image.abs().max() / (degree * lam.sum())) - 1
+        residual = max(0.0, float(size * image.abs().max() / (degree * lam.sum())) - 1)
         lam = lam * self.flow.potential.horizon(self.theta) ** 2 / growth
         return self._report(residual, stationarity, complementarity, lam, xi)
 
@@ -206,7 +206,8 @@ class _Problem:
         """λ, ν, ξ of the convex problem that ``solve`` solves over a cone in scaled unknowns.
 
         Where two layers of one sample are on kinks, the sign of the signal below can depend on ξ
-        above. A first solution with room for both signs decides it.
+        above. A first solution with room for both signs decides it; should another sign be better,
+        the residual is a bound from above.
         """
         count, constant = len(self.samples), self.full[:, len(self.samples) :].abs().sum(1) == 0
         sign = torch.where(constant, torch.sign(self.full[:, :count].sum(1)), 0.0)
