@@ -28,6 +28,8 @@ _HOME = {
     "Stats": "mirrorode.flow.trajectory",
     "Status": "mirrorode.flow.trajectory",
     "Trajectory": "mirrorode.flow.trajectory",
+    "KKT": "mirrorode.theory.kkt",
+    "kkt": "mirrorode.theory.kkt",
     "norm_margin": "mirrorode.theory.margins",
     "q_margin": "mirrorode.theory.margins",
     "soft_q_margin": "mirrorode.theory.margins",
@@ -57,6 +59,8 @@ if TYPE_CHECKING:
     from mirrorode.problem.potentials import HyperbolicEntropy as HyperbolicEntropy
     from mirrorode.problem.potentials import SeparablePotential as SeparablePotential
     from mirrorode.problem.potentials import SmoothedHomogeneous as SmoothedHomogeneous
+    from mirrorode.theory.kkt import KKT as KKT
+    from mirrorode.theory.kkt import kkt as kkt
     from mirrorode.theory.margins import norm_margin as norm_margin
     from mirrorode.theory.margins import q_margin as q_margin
     from mirrorode.theory.margins import soft_q_margin as soft_q_margin
