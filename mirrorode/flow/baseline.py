@@ -46,17 +46,20 @@ class _Field(torch.nn.Module):
         size = max(float(dual.square().mean().sqrt()), 1e-3)
         speed = max(float(direction.square().mean().sqrt()), 1e-300)
         self.log_tau = float(flow.log_inverse_loss(theta0)) + math.log(0.01 * size / speed)
-        self.last: tuple[float, Tensor] = (0.0, dual)
+        # The state is the dual, and after it ∫‖dθ/dt‖²_A dt as a change of log(1/𝓛).
+        self.last: tuple[float, Tensor] = (0.0, torch.cat([dual, dual.new_zeros(1)]))
+        self.told = 0.0
         self.step: float | None = None
 
-    def forward(self, sigma: Tensor, dual: Tensor) -> Tensor:
-        """dz/dσ = (t + τ)𝓛·G, (n,)."""
+    def forward(self, sigma: Tensor, state: Tensor) -> Tensor:
+        """dz/dσ = (t + τ)𝓛·G, and (t + τ)𝓛·‖G‖²_D after it, (n + 1,)."""
         self.stats.half_passes += 2
         if self.stats.half_passes > 2 * STAGES_ALLOWED * self.max_steps:
             raise _OutOfSteps
-        theta = self.flow.potential.inverse_gradient(dual)
-        loss = self.flow.log_inverse_loss(theta)
-        slope = torch.exp(self.log_tau + sigma - loss) * self.flow.vector_field(theta)
+        theta = self.flow.potential.inverse_gradient(state[:-1])
+        loss, field = self.flow.log_inverse_loss(theta), self.flow.vector_field(theta)
+        speed = (self.flow.potential.inverse_hessian(theta) * field.square()).sum(0, keepdim=True)
+        slope = torch.exp(self.log_tau + sigma - loss) * torch.cat([field, speed])
         # A step that is far too long overflows the loss; torchdiffeq rejects a huge error and
         # goes on, but a NaN one sets its step to zero and ends the run.
         return torch.nan_to_num(slope, HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)
@@ -140,9 +143,11 @@ def integrate(
 
 
 def _report(flow: MirrorFlow, recorder: Recorder, field: _Field, stats: Stats) -> Status | None:
-    sigma, dual = field.last
+    sigma, state = field.last
+    dual, dissipated = state[:-1], float(state[-1])
     loss = float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
-    return recorder.add(field.log_time(sigma), loss, dual, stats)
+    gained, field.told = dissipated - field.told, dissipated
+    return recorder.add(field.log_time(sigma), loss, dual, gained, stats)
 
 
 def _prescribed(field: _Field, recorder: Recorder, sigma: float) -> list[float]:
@@ -160,8 +165,8 @@ def _land(
 ) -> tuple[float, Tensor]:
     """Shorten a chunk that passed a prescribed loss, by the secant rule inside a bracket."""
 
-    def loss_at(dual: Tensor) -> float:
-        return float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
+    def loss_at(state: Tensor) -> float:
+        return float(flow.log_inverse_loss(flow.potential.inverse_gradient(state[:-1])))
 
     targets = [rule.target for rule in recorder.rules if not rule.by_time]
     targets = [target for target in targets if loss_at(end[1]) > target]

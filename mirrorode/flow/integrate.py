@@ -20,6 +20,7 @@ from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.events import Ending
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.state import Point, Run, State, look
+from mirrorode.flow.state import start as start
 from mirrorode.flow.step import Mode
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status

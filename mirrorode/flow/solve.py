@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from mirrorode.flow import baseline, integrate
+from mirrorode.flow import baseline, integrate, two_layer
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.state import Run, start
+from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
+from mirrorode.problem.networks import MLP
 
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
@@ -97,11 +98,11 @@ def _solve_one(
         stats, events = Stats(), ()
         status = baseline.integrate(flow, theta0, method, rtol, atol, recorder, stats)
     stats.wall_seconds = time.perf_counter() - begun
-    log_time, loss, dual = recorder.saved()
+    log_time, loss, dual, dissipated = recorder.saved()
     theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
     return Trajectory(
         flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
-        recorder.message or status.value, method, rtol,
+        recorder.message or status.value, method, rtol, dissipated,
     )  # fmt: skip
 
 
@@ -119,13 +120,13 @@ class Recorder:
     ) -> None:
         self.until, self.max_steps, self.progress = until, max_steps, progress
         self.save_all = saveat is None
-        self.points: list[tuple[float, float, Tensor]] = []
+        self.points: list[tuple[float, float, Tensor, float]] = []
         self.steps: list[DenseStep] = []
         self.message = ""
         loss = float(flow.log_inverse_loss(theta0))
         self.pending = [rule for rule in saveat or () if not rule.met(-torch.inf, loss)]
         self.history: list[tuple[float, float]] = []
-        self._last = (-torch.inf, loss, flow.potential.gradient(theta0))
+        self._last = (-torch.inf, loss, flow.potential.gradient(theta0), 0.0)
         self.points.append(self._last)
 
     @property
@@ -133,9 +134,11 @@ class Recorder:
         """Where the next step must not go beyond."""
         return [self.until, *self.pending]
 
-    def add(self, log_time: float, loss: float, dual: Tensor, stats: Stats) -> Status | None:
-        """Take an accepted step; the status if the run is over."""
-        self._last = (log_time, loss, dual)
+    def add(
+        self, log_time: float, loss: float, dual: Tensor, dissipated: float, stats: Stats
+    ) -> Status | None:
+        """Take an accepted step, which has ``dissipated`` so much; the status if the run is over."""
+        self._last = (log_time, loss, dual, self._last[3] + dissipated)
         due = [rule for rule in self.pending if rule.met(log_time, loss)]
         self.pending = [rule for rule in self.pending if rule not in due]
         over = self._over(log_time, loss, stats)
@@ -158,23 +161,25 @@ class Recorder:
                 return Status.BLOCKED
         return None
 
-    def saved(self) -> tuple[Tensor, Tensor, Tensor]:
-        """log t (T,), log(1/𝓛) (T,) and the dual (T, n) of the saved points, the last included."""
+    def saved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """log t (T,), log(1/𝓛) (T,), the dual (T, n) and what was dissipated (T,), last included."""
         if self.points[-1] is not self._last:
             self.points.append(self._last)
-        log_time, loss, dual = zip(*self.points, strict=True)
-        like = dual[0]
-        return like.new_tensor(log_time), like.new_tensor(loss), torch.stack(dual)
+        log_time, loss, dual, dissipated = zip(*self.points, strict=True)
+        new = dual[0].new_tensor
+        return new(log_time), new(loss), torch.stack(dual), new(dissipated)
 
 
 def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
-    state = start(run.flow, theta0)
+    separable = isinstance(run.flow.network, MLP) and len(run.flow.network.widths) == 3
+    method = two_layer if separable else integrate
+    state = method.start(run.flow, theta0)
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
     while True:
         try:
-            outcome = integrate.advance(run, state, recorder.rules)
+            outcome = method.advance(run, state, recorder.rules)
         except torch.linalg.LinAlgError as error:  # kinks slid along that depend on each other
             recorder.message = f"{Status.BLOCKED.value} ({str(error).splitlines()[0]})"
             return Status.BLOCKED
@@ -182,6 +187,6 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
             return outcome
         state, dense = outcome
         recorder.steps.append(dense)
-        over = recorder.add(state.log_time, state.loss, state.dual, run.stats)
+        over = recorder.add(state.log_time, state.loss, state.dual, dense.dissipated, run.stats)
         if over is not None:
             return over

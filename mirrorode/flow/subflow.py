@@ -402,13 +402,14 @@ def _apply(
     for row in rows[kind == meeting.CAPTURE].tolist():
         state[row, :-2] = 0.0
         on[row], slides[row] = False, False
+        _note(path, s, row, meeting.CAPTURE)
         sign = float(torch.sign(state[row, -2]))
         value, direction = meeting.pull(drive, float(s[row]), sign)
         if value > meeting.LOOSE:  # it only passes through zero
             on[row], slides[row] = meeting.outward(drive, float(s[row]), sign, direction)
+            _note(path, s, row, meeting.RELEASE)
         else:
             captured[row] = True
-            _note(path, s, row, meeting.CAPTURE)
             path.duals[outputs > s[row], row, :-1] = 0.0
             s[row] = 1.0
 

@@ -74,10 +74,13 @@ class Event:
     """One event at a kink, or at w = 0.
 
     Attributes:
-        kind: "cross", "slide", "exit", "capture" or "release".
-        log_time, log_inverse_loss: at the end of the step it happened in.
+        kind: "cross", "slide", "exit", "capture", "release", or "branch" where a kink turns from
+            attracting to repelling and the off side was chosen of the possible continuations.
+        log_time, log_inverse_loss: where it happened.
         layer, unit: the hidden unit, layers from 0.
         sample: the sample; −1 where the unit concerns all of them.
+        coefficient: ξ, the share of its on side that the pair takes from then on: 0 or 1 off or on
+            the kink, between them while it slides; NaN where it has no meaning.
     """
 
     kind: str
@@ -86,6 +89,12 @@ class Event:
     layer: int
     unit: int
     sample: int
+    coefficient: float = math.nan
+
+    @property
+    def time(self) -> float:
+        """t; inf where it overflows."""
+        return math.exp(self.log_time) if self.log_time < 709.0 else math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +111,7 @@ class Trajectory:
         status: how it ended; its value is advice.
         message: one sentence about the end.
         method, rtol: how it was integrated.
+        dissipated: ∫‖dθ/dt‖²_A dt up to the saved points, as a change of log(1/𝓛), (T,).
     """
 
     flow: MirrorFlow
@@ -116,6 +126,7 @@ class Trajectory:
     message: str
     method: str
     rtol: float
+    dissipated: Tensor
 
     @property
     def success(self) -> bool:
@@ -206,7 +217,7 @@ class Trajectory:
             "network": _describe_network(self.flow.network),
             "potential": _describe(self.flow.potential),
         }
-        names = ("log_time", "log_inverse_loss", "theta", "dual")
+        names = ("log_time", "log_inverse_loss", "theta", "dual", "dissipated")
         arrays = {name: getattr(self, name).cpu().numpy() for name in names}
         data = self.flow.dataset
         arrays |= {"x": data.x.cpu().numpy(), "y": data.y.cpu().numpy()}
@@ -214,7 +225,7 @@ class Trajectory:
             arrays["teacher"] = data.teacher.cpu().numpy()
         if self.steps:
             arrays["step_duals"] = torch.stack([step.duals for step in self.steps]).cpu().numpy()
-            for name in ("h", "log_time", "loss", "log_rate", "prescribed"):
+            for name in ("h", "log_time", "loss", "log_rate", "prescribed", "dissipated"):
                 arrays[f"step_{name}"] = np.array([getattr(step, name) for step in self.steps])
         buffer = io.BytesIO()
         np.savez(buffer, head=np.array(json.dumps(head)), **arrays)
@@ -245,8 +256,8 @@ class Trajectory:
             network = _rebuild_network(head["network"])
             flow = MirrorFlow(network, data, _rebuild(head["potential"]))
         steps = tuple(
-            DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed))
-            for duals, h, log_time, loss, rate, prescribed in zip(
+            DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed), float(lost))
+            for duals, h, log_time, loss, rate, prescribed, lost in zip(
                 tensors.get("step_duals", ()),
                 *(arrays.get(f"step_{f.name}", ()) for f in fields(DenseStep)[1:]),
                 strict=True,
@@ -256,7 +267,7 @@ class Trajectory:
             flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
             tensors["dual"], steps, tuple(Event(*event) for event in head["events"]),
             Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
-            head["rtol"],
+            head["rtol"], tensors["dissipated"],
         )  # fmt: skip
 
 

@@ -17,9 +17,8 @@ from torch import Tensor
 from mirrorode.flow import meeting, radau, waveform
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.integrate import LATE, SMALLEST, _distance, _share_to
-from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.neurons import Neurons, Slides
+from mirrorode.flow.neurons import Neurons
 from mirrorode.flow.state import NEGLIGIBLE, Run
 from mirrorode.flow.step import Clock
 from mirrorode.flow.stopping import StoppingRule
@@ -29,6 +28,7 @@ from mirrorode.flow.trajectory import Event, Status
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step
+FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
 DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that rejects it
 
 
@@ -90,7 +90,7 @@ def per_neuron(flat: Tensor, width: int) -> Tensor:
 def start(flow: MirrorFlow, theta0: Tensor) -> State:
     """The state at t = 0, on the true pattern."""
     network, x = flow.network, flow.dataset.x
-    surfaces = Surfaces.of(x, network._slopes)
+    surfaces = Surfaces.of(x, network.slopes[0])
     width = network.widths[1]
     theta = per_neuron(theta0, width)
     on = theta[:, :-1] @ surfaces.normal.T > 0
@@ -132,9 +132,7 @@ def _problem(
 ) -> tuple[waveform.Problem, Tensor]:
     flow, neurons = run.flow, state.neurons
     surfaces, kept = state.surfaces.restrict(samples)
-    start = Neurons(
-        neurons.dual, neurons.on[:, kept], neurons.slides[:, kept], neurons.captured
-    )
+    start = Neurons(neurons.dual, neurons.on[:, kept], neurons.slides[:, kept], neurons.captured)
     return waveform.Problem(
         flow.potential, flow.dataset.x[samples], flow.dataset.y[samples], surfaces,
         float(flow.network.output_scale), start, _scale(run, neurons.dual), run.rtol, clock, h,
@@ -222,14 +220,11 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
             break
         samples = wider
     dense = _dense(run, state, point, found, h)
-    error = found.defect
+    gained, change = dense.dissipated, float(dense.log_inverse_loss(1.0)) - point.loss
+    size = max(1.0, point.loss if state.late else abs(change))
+    wrong = abs(gained - change) / (DISSIPATION * run.rtol * size)
     clock_error = dense.log_time_error() / (run.rtol * max(1.0, abs(dense.log_time_at(1.0))))
-    gained = float(found.path.gained.sum())
-    change = float(dense.log_inverse_loss(1.0)) - point.loss
-    if state.late:
-        gained, change = gained / point.loss, change / point.loss
-    wrong = abs(gained - change) / (DISSIPATION * run.rtol * max(1.0, abs(change)))
-    return Attempt(samples, kept, found, dense, max(error, clock_error, wrong))
+    return Attempt(samples, kept, found, dense, max(found.defect, clock_error, wrong))
 
 
 def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:
@@ -258,9 +253,7 @@ def _samples_that_matter(run: Run, samples: Tensor, found: waveform.Solution) ->
     return torch.nonzero(matters)[:, 0]
 
 
-def _dense(
-    run: Run, state: State, point: Point, found: waveform.Solution, h: float
-) -> DenseStep:
+def _dense(run: Run, state: State, point: Point, found: waveform.Solution, h: float) -> DenseStep:
     duals = torch.cat([state.neurons.dual[None], found.path.duals[[1, 3, 5]]])
     if state.late:
         loss = point.loss * np.exp(h * np.concatenate([[0.0], radau.NODES]))
@@ -270,7 +263,8 @@ def _dense(
         flat = flatten(run.flow.potential.inverse_gradient(duals[1:]))
         after = run.flow.log_inverse_loss(flat).cpu().numpy()
         loss, rate = np.concatenate([[point.loss], after]), np.zeros(4)
-    return DenseStep(flatten(duals), h, state.log_time, loss, rate, state.late)
+    gained = float(found.path.gained.sum())
+    return DenseStep(flatten(duals), h, state.log_time, loss, rate, state.late, gained)
 
 
 def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float) -> State:
@@ -296,6 +290,29 @@ def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float
 
 
 def _record(run: Run, state: State, attempt: Attempt) -> None:
+    """Write down the events of an accepted step, in order: one for each sample of the surface."""
     happenings = attempt.found.path.events
-    run.stats.events += sum(len(h.s) for h in happenings)
-    run.stats.slides += sum(int((h.kind == meeting.SLIDE).sum()) for h in happenings)
+    if not happenings:
+        return
+    fields = [torch.cat([getattr(one, name) for one in happenings]) for name in FIELDS]
+    order = torch.argsort(fields[0])
+    s, neuron, surface, kind, coefficient = (field[order].tolist() for field in fields)
+    members: dict[int, list[int]] = {-1: [-1]}
+    for sample in attempt.samples.tolist():
+        members.setdefault(int(state.surfaces.group[sample]), []).append(sample)
+    numbers = attempt.surfaces.tolist()
+    for k in range(len(s)):
+        name = meeting.KINDS[kind[k]]
+        log_time, loss = (
+            attempt.dense.log_time_at(s[k]),
+            float(attempt.dense.log_inverse_loss(s[k])),
+        )
+        for sample in members[numbers[surface[k]] if surface[k] >= 0 else -1]:
+            xi = (
+                coefficient[k]
+                if sample < 0 or state.surfaces.along[sample] > 0
+                else 1 - coefficient[k]
+            )
+            run.events.append(Event(name, log_time, loss, 0, neuron[k], sample, xi))
+            run.stats.events += 1
+            run.stats.slides += name == "slide"

@@ -24,7 +24,6 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import pair_normals
 from mirrorode.problem.errors import InputError, require, require_finite
-from mirrorode.problem.networks import MLP
 from mirrorode.theory.cones import Array, nearest, smallest
 
 ON_KINK = 1e-9  # the integrator holds sliding pairs there to round-off
@@ -284,7 +283,7 @@ def _on_kink(flow: MirrorFlow, pre: list[Tensor], samples: Tensor, tolerance: fl
     """Pairs of the samples whose pre-activation is zero to a fraction of their unit's largest."""
     found = Pairs.none(samples.device)
     for layer, value in enumerate(pre):
-        off, on = _slopes(flow.network, layer)
+        off, on = flow.network.slopes[layer]
         largest = value.abs().amax(0)
         near = value[samples].abs() <= tolerance * largest
         if off == 0:
@@ -318,13 +317,7 @@ def _through(
     return found
 
 
-def _slopes(network: MLP, layer: int) -> tuple[float, float]:
-    """Slopes of the activation of a hidden layer on its off and on side."""
-    on = network._slope(torch.tensor([False, True])).tolist()
-    return on[0], on[1]
-
-
 def _jump(flow: MirrorFlow, kinks: Pairs) -> Tensor:
     """Slope on − slope off of each pair."""
-    slopes = [_slopes(flow.network, layer) for layer in kinks.layer.tolist()]
+    slopes = [flow.network.slopes[layer] for layer in kinks.layer.tolist()]
     return torch.tensor([on - off for off, on in slopes], dtype=torch.float64)
