@@ -28,6 +28,7 @@ from mirrorode.flow.trajectory import Event, Status
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step
+HARD = 8  # sweeps from which the next step grows little: a failed one costs more
 FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
 DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that rejects it
 
@@ -170,7 +171,7 @@ def advance(
         if landing < 1:
             h *= landing
             continue
-        grown = h * _factor(attempt.error)
+        grown = h * min(_factor(attempt.error), 1.5 if attempt.found.sweeps > HARD else 3.0)
         following = grown if h >= wanted else max(wanted, grown)
         return _accept(run, state, attempt, h, following), attempt.dense
     return Status.BLOCKED

@@ -28,6 +28,8 @@ MIDDLES = (0.5 * radau.NODES[0], radau.NODES[:2].mean(), radau.NODES[1:].mean())
 """Where the interpolated weights are compared with those of the margins."""
 MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
+REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
+HOPELESS = 1e15
 CLOSE = 0.03  # change of the dual, of the error scale, at which the sweeps end
 
 
@@ -50,6 +52,13 @@ class Problem:
     rtol: float
     clock: Clock
     h: float
+
+    @property
+    def weight_tolerance(self) -> float:
+        """Relative error of the weights that late sweeps end at."""
+        tolerance = min(1e-3, max(10 * self.rtol, 1e-7))
+        # A short step prescribes a change h of log ℓ, of which round-off leaves this much.
+        return max(tolerance, 20 * torch.finfo(self.x.dtype).eps / self.h)
 
     def margins(self, duals: Tensor) -> Tensor:
         """q (…, K) from duals (…, N, d + 1)."""
@@ -130,13 +139,13 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
         work += path.work + 3
         if nu is None:
             nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
-        if factors is None:
+        if factors is None or len(problem.x) <= REUSE_ABOVE:
             factors = _factorise(problem, u, duals[3:], slides[3:])
             work += 3
         du, dnu, size = _update(problem, factors, u, q, nu)
-        if not size < 1e9:
+        if not size < HOPELESS:
             return None
-        if size < CLOSE:
+        if size < 1:
             if problem.clock.follows:
                 defect = _defect_at_start(problem, u, at_start)
             else:
@@ -185,7 +194,7 @@ def _factorise(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> _F
 def _update(
     problem: Problem, factors: _Factors, u: Tensor, q: Tensor, nu: Tensor
 ) -> tuple[Tensor, Tensor, float]:
-    """Newton's change of u and ν, and how much of the dual's error scale it amounts to."""
+    """Newton's change of u and ν, and its size where 1 is small enough."""
     s, count = radau.STAGES, len(problem.x)
     clock = torch.logsumexp(u, -1) - problem.clock.follows * nu - problem.clock.offset
     right = torch.cat([-(u + q - nu[:, None]).reshape(-1), -clock])
@@ -194,7 +203,12 @@ def _update(
     butcher = torch.as_tensor(radau.BUTCHER).to(u)
     moved = ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
     moved = problem.h * butcher @ moved
-    size = (moved / problem.scale.reshape(-1)).square().mean(1).sqrt().amax()
+    size = (moved / problem.scale.reshape(-1)).square().mean(1).sqrt().amax() / CLOSE
+    if problem.clock.follows:
+        # Late the duals hardly tell the weights: a change of q by one is one part in ℓ of them.
+        share, left = torch.softmax(u, -1), (u + q - nu[:, None]).abs()
+        wrong = torch.maximum(left, torch.expm1(du.clamp(max=30.0)).abs())
+        size = torch.maximum(size, (share * wrong).sum(-1).amax() / problem.weight_tolerance)
     return du, dnu, float(size)
 
 

@@ -121,11 +121,17 @@ def test_capture_and_release(name, data_seed, seed):
     assert run.success
     kinds = [event.kind for event in run.events]
     assert kinds.count("capture") >= 1
-    for event in run.events:
-        if event.kind == "capture":
-            at = int(torch.searchsorted(run.log_time, event.log_time - 1e-12))
-            weights = run.flow.network.unflatten(run.theta[at])["W1"][event.unit]
-            assert float(weights.norm()) < 1e-6
+    held = 0
+    for k, event in enumerate(run.events):
+        if event.kind != "capture":
+            continue
+        after = [e for e in run.events[k + 1 :] if e.kind == "release" and e.unit == event.unit]
+        end = min((e.log_time for e in after), default=math.inf)
+        inside = (run.log_time > event.log_time) & (run.log_time < end)
+        weights = run.flow.network.unflatten(run.theta[inside])["W1"][:, event.unit]
+        held += int(inside.sum())
+        assert bool((weights == 0).all())
+    assert held > 0 or kinds.count("release") == kinds.count("capture")
     assert mo.verify(run).passed
 
 
