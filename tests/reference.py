@@ -384,18 +384,20 @@ class Reference:
         self.near = np.flatnonzero(1.1 * away >= self.radius)
         pre = w[:, self.near] @ self.normals.T * self.side[self.near]
         pre += SHIFT * np.linalg.norm(w[:, self.near], axis=2)[..., None] * self.sizes
-        found = self._collect("kink", falls(pre), self.near)
+        sliding = np.array(sorted(self.slides), int)
+        # On a line through 0 all other kinks are met at once, at w_j = 0: that is a capture.
+        line = [j for j in sliding if 0 < self.shape[1] - 2 == len(self.slides[j])]
+        free = ~np.isin(self.near, line)[:, None]
+        found = self._collect("kink", falls(pre) & free, self.near)
         if self.geometry.folds:
             moving = ~self.captured[:, None] & (self.trainable > 0)
             found += self._collect("fold", falls(rows * self.sign + SHIFT) & moving)
-        sliding = np.array(sorted(self.slides), int)
         if len(sliding):
             out = theta[:, sliding, :1]
             found += self._collect("output", falls(out * np.sign(out[0])), sliding)
-            line = [len(self.slides[j]) == self.shape[1] - 2 for j in sliding]
-            along = (w[:, sliding] * w[0, sliding]).sum(-1, keepdims=True)
-            away = falls(along) & np.array(line)[:, None]
-            found += self._collect("capture", away & (self.shape[1] > 2), sliding)
+        if line:
+            along = (w[:, line] * w[0, line]).sum(-1, keepdims=True)
+            found += self._collect("capture", falls(along), np.array(line))
         return found
 
     def _collect(self, kind: str, bad: np.ndarray, neurons: np.ndarray | None = None) -> list:
