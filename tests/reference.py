@@ -274,26 +274,26 @@ class Reference:
                 continue
             found = self._first_event(slopes, self.h, gauges)
             if found is None:
-                self._accept(slopes, end)
+                self._accept(slopes, end, gauges)
                 self.h *= factor
                 continue
             part, kind, keys, value = found
             if part > 0:
                 h = part * self.h
-                slopes, end, _ = self._step(h)
-                self._accept(slopes, end)
+                slopes, end, gauges = self._step(h)
+                self._accept(slopes, end, gauges)
                 self._land(value, h, *keys[0][:1])
-            if kind == "stop":
+            else:
                 self.field(self.state)
+            if kind == "stop":
                 return self
             self._apply(kind, keys)
             self._refresh()
         raise RuntimeError(f"no end after {self.evaluations} evaluations at {self.ell=}")
 
-    def _accept(self, slopes: np.ndarray, end: np.ndarray) -> None:
-        self.state, self.slope = end.copy(), slopes[6]
+    def _accept(self, slopes: np.ndarray, end: np.ndarray, gauges: np.ndarray) -> None:
+        self.state, self.slope, self.gauges0 = end.copy(), slopes[6], gauges[6]
         self._snap()
-        self.gauges0 = self._gauges()
         self._measure(self.near)
 
     def _refresh(self) -> None:
@@ -385,12 +385,13 @@ class Reference:
         pre = w[:, self.near] @ self.normals.T * self.side[self.near]
         pre += SHIFT * np.linalg.norm(w[:, self.near], axis=2)[..., None] * self.sizes
         sliding = np.array(sorted(self.slides), int)
-        # On a line through 0 all other kinks are met at once, at w_j = 0: that is a capture.
+        # On a line through 0 all other kinks and folds are met at once, at w_j = 0: that is a capture.
         line = [j for j in sliding if 0 < self.shape[1] - 2 == len(self.slides[j])]
         free = ~np.isin(self.near, line)[:, None]
         found = self._collect("kink", falls(pre) & free, self.near)
         if self.geometry.folds:
-            moving = ~self.captured[:, None] & (self.trainable > 0)
+            moving = (self.trainable > 0) & ~self.captured[:, None]
+            moving[line, 1:] = False
             found += self._collect("fold", falls(rows * self.sign + SHIFT) & moving)
         if len(sliding):
             out = theta[:, sliding, :1]
@@ -594,3 +595,57 @@ def root(value: Callable[[float], float], checkpoint: int) -> float:
     if value(left) <= 0:
         return float(left)
     return float(brentq(value, left, right, xtol=1e-15, rtol=1e-14))
+
+
+def problem(name: str) -> tuple[mo.MirrorFlow, torch.Tensor]:
+    """The problem of a reference: potential_data_student, or potential_20d (see `NAMES`)."""
+    potential, data, *student = name.split("_")
+    potentials = {
+        "gd": mo.Euclidean(),
+        "p3": mo.SmoothedHomogeneous(3, 1.0),
+        "hyp": mo.HyperbolicEntropy(0.1),
+    }
+    if data == "20d":
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(200, 20, generator=generator, dtype=torch.float64)
+        y = torch.randint(2, (200,), generator=generator) * 2.0 - 1.0
+        network, dataset = mo.MLP((20, 100, 1)), mo.Dataset(x, y)
+    else:
+        network, dataset = mo.MLP((2, 100, 1)), mo.teacher_student(seed=int(data))
+    flow = mo.MirrorFlow(network, dataset, potentials[potential])
+    return flow, network.initial(int(student[0]) if student else 0)
+
+
+NAMES = [
+    f"{potential}_{data}"
+    for data in ("42_0", "20d", "7_0", "11_0")
+    for potential in ("hyp", "gd", "p3")
+]
+
+
+def compute(name: str, *folders: Path, ells: tuple[int, ...] = (2, 10)) -> None:
+    """Integrate one problem and store θ and log t at each ℓ as soon as it is there."""
+    flow, theta0 = problem(name)
+    reference, found, start = Reference(flow, theta0), {}, time.perf_counter()
+    for ell in ells:
+        reference.run(ell=ell)
+        found |= {
+            f"theta{ell}": reference.theta,
+            f"logt{ell}": math.log(reference.state[-2]),
+            f"residual{ell}": reference.residual,
+            "residual": reference.residual,
+            f"evaluations{ell}": reference.evaluations,
+            "evaluations": reference.evaluations,
+            "events": str(dict(reference.events)),
+            f"sliding{ell}": np.array(reference.pairs, int).reshape(-1, 2),
+            f"seconds{ell}": time.perf_counter() - start,
+        }
+        for folder in folders:
+            np.savez(folder / f"{name}.npz", **found)
+        summary = {key: value for key, value in found.items() if np.ndim(value) == 0}
+        print(name, summary, flush=True)
+
+
+if __name__ == "__main__":
+    for each in sys.argv[1:] or NAMES:
+        compute(each, FOLDER)
