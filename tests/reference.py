@@ -337,8 +337,9 @@ class Reference:
             if k == last:
                 j = key[0]
                 block = slopes[:, j * self.shape[1] : (j + 1) * self.shape[1]]
-                part = root(lambda s, f=value, b=block, j=j: f(
-                    self.dual[j] + h * (dense(s) @ b)), k)
+                part = root(
+                    lambda s, f=value, b=block, j=j: f(self.dual[j] + h * (dense(s) @ b)), k
+                )
                 if best is None or part < best[0]:
                     best = (part, kind, [key], value)
         wide = self._wide(slopes, h, gauges, states, last if best else 4)
@@ -508,7 +509,9 @@ class Reference:
             method="bvls",
             tol=1e-15,
         )
-        return np.where(fit.active_mask == 0, 0, np.where((fit.active_mask > 0) == (bound > 0), 1, -1))
+        return np.where(
+            fit.active_mask == 0, 0, np.where((fit.active_mask > 0) == (bound > 0), 1, -1)
+        )
 
     def _sign(self, j: int) -> float:
         return 1.0 if self.dual[j, 0] > 0 else -1.0
