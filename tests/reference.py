@@ -17,8 +17,9 @@ for what happens there):
 `release` max_u a_j Σ p_i y_i σ(u·x_i) ≤ 0, and leaves along the maximiser (d = 2).
 ========  ====================================================================================
 
-The certificate of a run is |∫‖G‖²_D dσ − (ℓ(end) − ℓ(0))|, which only the least-norm selection
-makes zero; ∫‖G‖²_D dσ and t = ∫ e^ℓ dσ are integrated as two further components.
+The certificate of a run is |∫‖G‖²_D dσ − (ℓ(end) − ℓ(0))|; ∫‖G‖²_D dσ and t = ∫ e^ℓ dσ are
+integrated as two further components. It sees wrong crossings, missed kinks and missed captures.
+It does not see a neuron that stays on a kink too long: that ξ lies in [0, 1] is watched instead.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Reference(Inclusion):
     def __init__(self, flow, theta0, trainable=None, rtol=1e-10) -> None:
         super().__init__(flow, theta0, trainable)
         self.rtol, self.h, self.target = rtol, 1e-4, (math.inf, math.inf)
+        self.clock = 0.0  # σ
 
     @property
     def residual(self) -> float:
@@ -96,6 +98,7 @@ class Reference(Inclusion):
             found = self._first_event(slopes, self.h, gauges)
             if found is None:
                 self._accept(slopes, end, gauges)
+                self.clock += self.h
                 self.h *= factor
                 continue
             part, kind, keys, value = found
@@ -103,6 +106,7 @@ class Reference(Inclusion):
                 h = part * self.h
                 slopes, end, gauges = self._step(h)
                 self._accept(slopes, end, gauges)
+                self.clock += h
                 self._land(value, h, *keys[0][:1])
             else:
                 self.field(self.state)
