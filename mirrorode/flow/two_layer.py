@@ -207,11 +207,13 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
     weight, clock = 1.0, Clock(0.0, nodes * 0)
     if state.late:
         weight, clock = point.loss / point.speed, Clock(1.0, -point.loss * torch.exp(h * nodes))
-    samples = point.samples
+    samples, guess = point.samples, None
     while True:
         problem, kept = _problem(run, state, samples, h, clock)
         now = torch.log_softmax(point.log_weights[samples], 0) + math.log(weight)
-        found = waveform.solve(problem, _guess(state, now, samples, h), now)
+        if guess is None:
+            guess = _guess(state, now, samples, h)
+        found = waveform.solve(problem, guess, now)
         if found is None:
             run.stats.half_passes += 20
             return None
@@ -219,6 +221,7 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
         wider = _samples_that_matter(run, samples, found)
         if len(wider) == len(samples):
             break
+        guess = _widened(run, found, samples, wider)
         samples = wider
     dense = _dense(run, state, point, found, h)
     gained, change = dense.dissipated, float(dense.log_inverse_loss(1.0)) - point.loss
@@ -239,6 +242,16 @@ def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:
         moved = torch.where(torch.isfinite(moved), moved, 0.0)
         return u + moved
     return u.expand(radau.STAGES, -1).clone()
+
+
+def _widened(run: Run, found: waveform.Solution, samples: Tensor, wider: Tensor) -> Tensor:
+    """log μ (3, K') of a solution over more samples; the new ones follow their margins."""
+    theta = flatten(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    u = found.nu[:, None] - run.flow.margins(theta)
+    total = torch.logsumexp(found.log_mu, -1, keepdim=True)
+    u = torch.minimum(u, total + math.log(0.02))
+    u[:, samples] = found.log_mu
+    return u[:, wider]
 
 
 def _samples_that_matter(run: Run, samples: Tensor, found: waveform.Solution) -> Tensor:

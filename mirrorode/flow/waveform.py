@@ -12,6 +12,7 @@ I + h A ⊗ (H D Hᵀ) diag(μ), which is exact between kinks.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -139,6 +140,8 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
         work += path.work + 3
         if nu is None:
             nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
+            if problem.clock.follows:
+                u = follow_margins(u, nu[:, None] - q)
         if factors is None or len(problem.x) <= REUSE_ABOVE:
             factors = _factorise(problem, u, duals[3:], slides[3:])
             work += 3
@@ -232,6 +235,16 @@ def _mix(
             step = step + (places + earlier) @ mixed
     moved = move_log_weights(u, step[:count].reshape(u.shape), torch.logsumexp(u, -1, keepdim=True))
     return moved, nu + step[count:]
+
+
+def follow_margins(u: Tensor, own: Tensor) -> Tensor:
+    """Weights below a hundredth of the sum follow their margins, to ``own``, up to two hundredths.
+
+    A sample about to carry weight enters small, and is then solved for.
+    """
+    total = torch.logsumexp(u, -1, keepdim=True)
+    entering = torch.minimum(own, total + math.log(0.02))
+    return torch.where(u < total + math.log(0.01), entering, u)
 
 
 def move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
