@@ -50,6 +50,7 @@ class Drive:
         strength: β, (3, G).
         total: Σ_i μ_i, (3,).
         h: length of the step.
+        moving: 1, or 0 where the output weights are constants.
     """
 
     potential: SeparablePotential
@@ -58,6 +59,7 @@ class Drive:
     strength: Tensor
     total: Tensor
     h: float
+    moving: float
 
     def force(self, on: Tensor) -> Tensor:
         """F of neurons with surfaces ``on`` (A, G), as polynomials (A, 3, d)."""
@@ -130,7 +132,8 @@ def slope(drive: Drive, force: Tensor, slides: Slides, s: Tensor, state: Tensor)
     if len(slides.rows):
         rows = slides.rows
         pull = pull.index_copy(0, rows, slides.tangent(metric[rows, :-1], pull[rows]))
-    velocity = torch.cat([output * pull, (weights * pull).sum(1, keepdim=True)], 1)
+    outward = drive.moving * (weights * pull).sum(1, keepdim=True)
+    velocity = torch.cat([output * pull, outward], 1)
     total = drive.total[0] + s * (drive.total[1] + s * drive.total[2])
     gained = (velocity.square() * metric).sum(1) / total
     return drive.h * torch.cat([velocity, gained[:, None]], 1)

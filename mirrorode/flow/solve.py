@@ -10,12 +10,12 @@ from torch import Tensor
 
 from mirrorode.flow import baseline, integrate, two_layer
 from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
-from mirrorode.problem.networks import MLP
 
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
@@ -171,15 +171,18 @@ class Recorder:
 
 
 def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
-    separable = isinstance(run.flow.network, MLP) and len(run.flow.network.widths) == 3
-    method = two_layer if separable else integrate
-    state = method.start(run.flow, theta0)
+    layout = Layout.of(run.flow.network, theta0)
+    state: two_layer.State | integrate.State
+    if layout is not None:
+        state, advance = two_layer.start(run.flow, theta0, layout), two_layer.advance
+    else:
+        state, advance = integrate.start(run.flow, theta0), integrate.advance
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
     while True:
         try:
-            outcome = method.advance(run, state, recorder.rules)
+            outcome = advance(run, state, recorder.rules)
         except torch.linalg.LinAlgError as error:  # kinks slid along that depend on each other
             recorder.message = f"{Status.BLOCKED.value} ({str(error).splitlines()[0]})"
             return Status.BLOCKED

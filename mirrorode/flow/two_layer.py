@@ -17,6 +17,7 @@ from torch import Tensor
 from mirrorode.flow import meeting, radau, waveform
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.integrate import LATE, SMALLEST, _distance, _share_to
+from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.neurons import Neurons
 from mirrorode.flow.state import NEGLIGIBLE, Run
@@ -37,6 +38,7 @@ DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that r
 class State:
     """Where the integration stands."""
 
+    layout: Layout
     surfaces: Surfaces
     neurons: Neurons
     loss: float
@@ -51,7 +53,7 @@ class State:
     @property
     def dual(self) -> Tensor:
         """z (n,) in the order of θ."""
-        return flatten(self.neurons.dual)
+        return self.layout.scatter(self.neurons.dual)
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,17 @@ class Attempt:
     error: float
 
 
-def flatten(neurons: Tensor) -> Tensor:
-    """(…, N, d + 1) as (…, n) in the order of θ."""
-    return torch.cat([neurons[..., :-1].flatten(-2), neurons[..., -1]], -1)
-
-
-def per_neuron(flat: Tensor, width: int) -> Tensor:
-    """(…, n) as (…, N, d + 1)."""
-    incoming, outgoing = flat[..., :-width], flat[..., -width:]
-    return torch.cat([incoming.unflatten(-1, (width, -1)), outgoing[..., None]], -1)
-
-
-def start(flow: MirrorFlow, theta0: Tensor) -> State:
+def start(flow: MirrorFlow, theta0: Tensor, layout: Layout) -> State:
     """The state at t = 0, on the true pattern."""
-    network, x = flow.network, flow.dataset.x
-    surfaces = Surfaces.of(x, network.slopes[0])
-    width = network.widths[1]
-    theta = per_neuron(theta0, width)
+    x = flow.dataset.x
+    surfaces = Surfaces.of(x, layout.slopes)
+    theta = layout.gather(theta0)
     on = theta[:, :-1] @ surfaces.normal.T > 0
-    captured = torch.zeros(width, dtype=torch.bool, device=x.device)
+    captured = torch.zeros(len(theta), dtype=torch.bool, device=x.device)
     neurons = Neurons(flow.potential.gradient(theta), on, torch.zeros_like(on), captured)
     loss = float(flow.log_inverse_loss(theta0))
-    return State(surfaces, neurons, loss, torch.full_like(flow.dataset.y, math.nan))
+    weights = torch.full_like(flow.dataset.y, math.nan)
+    return State(layout, surfaces, neurons, loss, weights)
 
 
 def _look(run: Run, state: State) -> Point:
@@ -136,7 +127,7 @@ def _problem(
     start = Neurons(neurons.dual, neurons.on[:, kept], neurons.slides[:, kept], neurons.captured)
     return waveform.Problem(
         flow.potential, flow.dataset.x[samples], flow.dataset.y[samples], surfaces,
-        float(flow.network.output_scale), start, _scale(run, neurons.dual), run.rtol, clock, h,
+        state.layout.factor, float(state.layout.outgoing is not None), start, _scale(run, neurons.dual), run.rtol, clock, h,
     ), kept  # fmt: skip
 
 
@@ -218,10 +209,10 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
             run.stats.half_passes += 20
             return None
         run.stats.half_passes += math.ceil(found.work * len(samples) / len(point.q))
-        wider = _samples_that_matter(run, samples, found)
+        wider = _samples_that_matter(run, state, samples, found)
         if len(wider) == len(samples):
             break
-        guess = _widened(run, found, samples, wider)
+        guess = _widened(run, state, found, samples, wider)
         samples = wider
     dense = _dense(run, state, point, found, h)
     gained, change = dense.dissipated, float(dense.log_inverse_loss(1.0)) - point.loss
@@ -244,9 +235,9 @@ def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:
     return u.expand(radau.STAGES, -1).clone()
 
 
-def _widened(run: Run, found: waveform.Solution, samples: Tensor, wider: Tensor) -> Tensor:
+def _widened(run: Run, state: State, found: waveform.Solution, samples: Tensor, wider: Tensor) -> Tensor:
     """log μ (3, K') of a solution over more samples; the new ones follow their margins."""
-    theta = flatten(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
     u = found.nu[:, None] - run.flow.margins(theta)
     total = torch.logsumexp(found.log_mu, -1, keepdim=True)
     u = torch.minimum(u, total + math.log(0.02))
@@ -254,12 +245,12 @@ def _widened(run: Run, found: waveform.Solution, samples: Tensor, wider: Tensor)
     return u[:, wider]
 
 
-def _samples_that_matter(run: Run, samples: Tensor, found: waveform.Solution) -> Tensor:
+def _samples_that_matter(run: Run, state: State, samples: Tensor, found: waveform.Solution) -> Tensor:
     data = run.flow.dataset
     if len(samples) == len(data):
         return samples
     run.stats.half_passes += radau.STAGES
-    theta = flatten(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
     log_mu = found.nu[:, None] - run.flow.margins(theta)
     total = torch.logsumexp(found.log_mu, -1, keepdim=True)
     matters = (log_mu > total - NOTICED).any(0)
@@ -274,11 +265,11 @@ def _dense(run: Run, state: State, point: Point, found: waveform.Solution, h: fl
         begin = math.log(point.loss / point.speed)
         rate = np.concatenate([[begin], found.nu.cpu().numpy() - loss[1:]])
     else:
-        flat = flatten(run.flow.potential.inverse_gradient(duals[1:]))
+        flat = state.layout.scatter(run.flow.potential.inverse_gradient(duals[1:]))
         after = run.flow.log_inverse_loss(flat).cpu().numpy()
         loss, rate = np.concatenate([[point.loss], after]), np.zeros(4)
     gained = float(found.path.gained.sum())
-    return DenseStep(flatten(duals), h, state.log_time, loss, rate, state.late, gained)
+    return DenseStep(state.layout.scatter(duals), h, state.log_time, loss, rate, state.late, gained)
 
 
 def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float) -> State:
@@ -298,7 +289,7 @@ def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float
     run.largest_step = max(run.largest_step, h)
     neurons = Neurons(end.dual, on, slides, end.captured)
     return State(
-        surfaces, neurons, float(attempt.dense.log_inverse_loss(1.0)), weights,
+        state.layout, surfaces, neurons, float(attempt.dense.log_inverse_loss(1.0)), weights,
         float(found.nu[2]), attempt.dense.log_time_at(1.0), following, (nodes, h), state.late,
     )  # fmt: skip
 

@@ -40,6 +40,7 @@ class Problem:
 
     Attributes:
         x, y: the samples; surfaces: theirs; factor: output scale c.
+        moving: 1, or 0 where the output weights are constants.
         start: the neurons; scale: what an error of their duals is measured by, (N, d + 1).
     """
 
@@ -48,6 +49,7 @@ class Problem:
     y: Tensor
     surfaces: Surfaces
     factor: float
+    moving: float
     start: Neurons
     scale: Tensor
     rtol: float
@@ -79,7 +81,7 @@ class Problem:
         gain = torch.where((pre > 0) & ~sliding, on, off).to(pre)
         sign = (self.y * self.factor)[:, None]
         incoming = sign[..., None] * (theta[..., -1:] * gain).mT[..., None] * self.x[:, None, :]
-        outgoing = (sign * (gain * pre).mT)[..., None]
+        outgoing = self.moving * (sign * (gain * pre).mT)[..., None]
         for p in range(len(duals)):
             padded = Slides.of(slides[p], self.surfaces)
             if len(padded.rows):
@@ -112,7 +114,8 @@ def _drive(problem: Problem, mu: Tensor) -> Drive:
     weights = coefficients * (problem.y * problem.factor)
     base, strength = problem.surfaces.forces(weights)
     return Drive(
-        problem.potential, problem.surfaces, base, strength, coefficients.sum(1), problem.h
+        problem.potential, problem.surfaces, base, strength, coefficients.sum(1), problem.h,
+        problem.moving,
     )
 
 
