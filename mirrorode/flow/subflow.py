@@ -47,6 +47,7 @@ class Path:
         duals: at the outputs, (P, N, d + 1); slides: there, (P, N, G).
         end: their state at the end; gained: what they added to log(1/𝓛), (N,).
         events: in no order; work: passes over all pairs of neurons and surfaces.
+        shortest: length of the shortest piece that the tolerance asked for.
     """
 
     duals: Tensor
@@ -55,6 +56,7 @@ class Path:
     gained: Tensor
     events: list[Happening] = field(default_factory=list)
     work: float = 0.0
+    shortest: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,14 @@ class _Piece:
         return self.state[which] + self.delta[which, None] * value
 
 
-def follow(drive: Drive, start: Neurons, outputs: Tensor, tolerance: float) -> Path:
+def follow(
+    drive: Drive, start: Neurons, outputs: Tensor, tolerance: float, even: float = 0.0
+) -> Path:
     """Take the neurons from s = 0 to 1; their duals at the increasing positions ``outputs`` (P,).
+
+    With ``even`` > 0 all take pieces of this length, shorter ones only where the tolerance asks for
+    it: what comes out is then a smooth function of the weights, free of the noise that a choice of
+    pieces makes.
 
     Raises:
         Lost: if a neuron meets kinks without end.
@@ -102,7 +110,7 @@ def follow(drive: Drive, start: Neurons, outputs: Tensor, tolerance: float) -> P
         state[:, -1],
     )
     s = torch.zeros_like(state[:, 0])
-    delta = torch.ones_like(s)
+    delta = torch.full_like(s, even or 1.0)
     _let_go(drive, path, state, on, slides, captured, s)
     still = ~(on.any(1) | slides.any(1)) & bool((drive.base == 0).all())
     s[still | (captured & (s == 0))] = 1.0
@@ -130,7 +138,11 @@ def follow(drive: Drive, start: Neurons, outputs: Tensor, tolerance: float) -> P
         end = piece.s + share * piece.delta
         last = (share == 1) & (piece.s + piece.delta >= 1)
         s[rows] = torch.where(fine, torch.where(last, torch.ones_like(end), end), s[rows])
-        delta[rows] = torch.where(fine, piece.delta.clamp(min=1e-3), piece.delta) * factor
+        path.shortest = min(path.shortest, float((piece.delta * factor.clamp(max=1.0)).min()))
+        if even:
+            delta[rows] = torch.where(fine, torch.full_like(factor, even), piece.delta * factor)
+        else:
+            delta[rows] = torch.where(fine, piece.delta.clamp(min=1e-3), piece.delta) * factor
         changed = torch.nonzero(kind >= 0)[:, 0]
         if len(changed):
             here = rows[changed]

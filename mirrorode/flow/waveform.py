@@ -31,6 +31,7 @@ MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
 HOPELESS = 1e15
+ROUND_OFF = 1e-11  # of the margins, which they do not resolve at the end of a long run
 CLOSE = 0.03  # change of the dual, of the error scale, at which the sweeps end
 
 
@@ -128,23 +129,23 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
     order = torch.argsort(outputs)
     work, previous, factors = 0.0, float("inf"), None
     history: list[tuple[Tensor, Tensor]] = []
-    nu = None
+    nu, even = None, 0.0
     for sweep in range(1, MAX_SWEEPS + 1):
         try:
             path = follow(
                 _drive(problem, torch.exp(u)), problem.start, outputs[order],
-                LOCAL * problem.rtol,
+                LOCAL * problem.rtol, even,
             )  # fmt: skip
         except Lost:
             return None
+        if problem.clock.follows and not even:
+            even = 1 / math.ceil(1 / path.shortest) if path.shortest > 0.02 else 0.0
         duals = path.duals[torch.argsort(order)]
         slides = path.slides[torch.argsort(order)]
         q = problem.margins(duals[3:])
         work += path.work + 3
         if nu is None:
             nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
-            if problem.clock.follows:
-                u = follow_margins(u, nu[:, None] - q)
         if factors is None or len(problem.x) <= REUSE_ABOVE:
             factors = _factorise(problem, u, duals[3:], slides[3:])
             work += 3
@@ -213,8 +214,11 @@ def _update(
     if problem.clock.follows:
         # Late the duals hardly tell the weights: a change of q by one is one part in ℓ of them.
         share, left = torch.softmax(u, -1), (u + q - nu[:, None]).abs()
-        wrong = torch.maximum(left, torch.expm1(du.clamp(max=30.0)).abs())
-        size = torch.maximum(size, (share * wrong).sum(-1).amax() / problem.weight_tolerance)
+        tolerance = problem.weight_tolerance
+        floor = max(tolerance, ROUND_OFF * float(q.abs().amax()))
+        moved_weights = (share * torch.expm1(du.clamp(max=30.0)).abs()).sum(-1).amax() / tolerance
+        size = torch.maximum(size, moved_weights)
+        size = torch.maximum(size, (share * left).sum(-1).amax() / floor)
     return du, dnu, float(size)
 
 
@@ -238,16 +242,6 @@ def _mix(
             step = step + (places + earlier) @ mixed
     moved = move_log_weights(u, step[:count].reshape(u.shape), torch.logsumexp(u, -1, keepdim=True))
     return moved, nu + step[count:]
-
-
-def follow_margins(u: Tensor, own: Tensor) -> Tensor:
-    """Weights below a hundredth of the sum follow their margins, to ``own``, up to two hundredths.
-
-    A sample about to carry weight enters small, and is then solved for.
-    """
-    total = torch.logsumexp(u, -1, keepdim=True)
-    entering = torch.minimum(own, total + math.log(0.02))
-    return torch.where(u < total + math.log(0.01), entering, u)
 
 
 def move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
@@ -278,7 +272,7 @@ def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) 
     rows, _ = problem.rows(duals[:3], slides[:3])
     parts = (wrong[:, None, :] @ rows.flatten(2))[:, 0]
     weight = 2.0 / 3.0 * u.new_tensor([0.0, *radau.NODES]).diff()
-    return float(_norm(problem, weight @ parts) + 0.05 * _norm(problem, parts).amax())
+    return float(_norm(problem, weight @ parts) + 0.1 * _norm(problem, parts).amax())
 
 
 def _defect_at_start(problem: Problem, u: Tensor, at_start: Tensor) -> float:
