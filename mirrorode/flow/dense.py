@@ -11,6 +11,7 @@ domain: a trapezoid of the logarithm was wrong by 3 at ℓ = 1e4.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -36,6 +37,7 @@ class DenseStep:
         loss: log(1/𝓛) at the start and the stages, (4,).
         log_rate: what E adds to ℓ + log h at the four points; zero in loss time, w in log ℓ time.
         prescribed: True in log ℓ time.
+        dissipated: ∫‖ż‖²_D over the step, as the change of log(1/𝓛) that it implies.
     """
 
     duals: Tensor
@@ -44,6 +46,7 @@ class DenseStep:
     loss: np.ndarray
     log_rate: np.ndarray
     prescribed: bool
+    dissipated: float = math.nan
 
     def dual(self, s: float) -> Tensor:
         """The dual (n,) at s."""

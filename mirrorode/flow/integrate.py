@@ -14,17 +14,19 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mirrorode.flow import capture, events
+from mirrorode.flow import capture, events, explicit, field
 from mirrorode.flow.attempt import Attempt, try_step
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.events import Ending
+from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
-from mirrorode.flow.state import Point, Run, State, look
+from mirrorode.flow.state import NEGLIGIBLE, Point, Run, State, look
 from mirrorode.flow.step import Mode
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
+FEW = 40  # samples that matter, below which implicit steps are cheap
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
@@ -38,6 +40,10 @@ def advance(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
+    if not state.late:
+        at = state.field or field.evaluate(run.flow, state.dual, state.mode)
+        if not _hand_over(at):
+            return explicit.advance(run, replace(state, field=at), rules)
     state, point = _prepare(run, state)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
         return Status.NON_FINITE
@@ -93,10 +99,16 @@ def advance(
     return Status.BLOCKED
 
 
+def _hand_over(at: Field) -> bool:
+    """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
+    matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
+    return at.loss >= LATE and matter < FEW
+
+
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
     """The point at the start of a step, in a mode that holds there and with settled weights."""
     point = look(run, state)
-    if not state.late and point.loss >= LATE:
+    if not state.late:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
@@ -184,7 +196,7 @@ def _pattern_after(run: Run, state: State, attempt: Attempt) -> Pattern:
     pattern = [
         torch.where(hold, old, value > 0)
         for hold, old, value in zip(
-            state.mode.held(network.widths), state.mode.pattern, pre, strict=True
+            state.mode.held(network.fan_in), state.mode.pattern, pre, strict=True
         )
     ]
     # At a kink that was crossed just now the sign is round-off; there the crossing decides.
@@ -222,7 +234,7 @@ def _apply(
         mode = events.cross(mode, before, arrivals[crossing])
         run.record("cross", arrivals[crossing], log_time, loss)
     if len(mode.slides) or len(arrivals):
-        dual, mode, entered = events.enter(flow, dual, mode, arrivals[~crossing])
+        dual, mode, entered, _ = events.enter(flow, dual, mode, arrivals[~crossing])
         run.record("slide", entered, log_time, loss)
     return dual, mode, len(captures) + len(entered) + int(crossing.sum()) > 0
 

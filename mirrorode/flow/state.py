@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import Clock, Mode, Step, metric, slide_coefficients
@@ -30,6 +32,7 @@ class State:
     last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
     late: bool = False
     settle: bool = False
+    field: Field | None = None  # of an explicit step, at its end
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,20 @@ class Run:
     events: list[Event] = field(default_factory=list)
     largest_step: float = 0.0
 
-    def record(self, kind: str, pairs: Pairs, log_time: float, loss: float) -> None:
+    def record(
+        self,
+        kind: str,
+        pairs: Pairs,
+        log_time: float,
+        loss: float,
+        coefficients: Sequence[float] = (),
+    ) -> None:
         """Write one event a pair."""
+        known = list(coefficients) or [math.nan] * len(pairs)
         self.stats.events += len(pairs)
         self.stats.slides += len(pairs) if kind == "slide" else 0
-        for layer, unit, sample in zip(*pairs.lists(), strict=True):
-            self.events.append(Event(kind, log_time, loss, layer, unit, sample))
+        for layer, unit, sample, xi in zip(*pairs.lists(), known, strict=True):
+            self.events.append(Event(kind, log_time, loss, layer, unit, sample, xi))
 
     def scale(self, dual: Tensor) -> Tensor:
         """What an error in the dual is measured by, coordinate by coordinate."""

@@ -39,15 +39,15 @@ class Mode:
         slides = replace(self.slides, sample=place)
         return replace(self, pattern=[on[samples] for on in self.pattern], slides=slides)
 
-    def held(self, widths: Sequence[int]) -> Pattern:
+    def held(self, fan_in: Sequence[int]) -> Pattern:
         """Pairs whose kink needs no watching: sliding ones, captured units, units on a line."""
         captured = zip(self.pattern, self.captured, strict=True)
         held = [unit.expand_as(on).clone() for on, unit in captured]
-        for layer, unit, _ in zip(*self.on_a_line(widths).lists(), strict=True):
+        for layer, unit, _ in zip(*self.on_a_line(fan_in).lists(), strict=True):
             held[layer][:, unit] = True
         return self.slides.mark(held, True)
 
-    def on_a_line(self, widths: Sequence[int]) -> Pairs:
+    def on_a_line(self, fan_in: Sequence[int]) -> Pairs:
         """Units (sample −1) that slide on all but one direction of their incoming weights.
 
         These move on a line through zero, where all kinks of the unit meet: it crosses none
@@ -57,7 +57,8 @@ class Mode:
         for layer, captured in enumerate(self.captured):
             own = self.slides.unit[self.slides.layer == layer]
             count = torch.bincount(own, minlength=len(captured))
-            units = torch.nonzero((count >= widths[layer] - 1) & ~captured)[:, 0]
+            on_line = (count >= fan_in[layer] - 1) & ~captured & (fan_in[layer] > 0)
+            units = torch.nonzero(on_line)[:, 0]
             found += [(layer, unit, -1) for unit in units.tolist()]
         return Pairs.of(found, self.slides.unit.device)
 
@@ -124,10 +125,21 @@ def pair_normals(
     return normals
 
 
+def has_kinks(flow: MirrorFlow) -> bool:
+    """Whether anything changes at all where a pre-activation is zero."""
+    return any(off != on for off, on in flow.network.slopes)
+
+
+def jumps(flow: MirrorFlow, pairs: Pairs) -> Tensor:
+    """Slope on the on side minus that on the off side, for each pair (F,)."""
+    by_layer = flow.dataset.x.new_tensor([on - off for off, on in flow.network.slopes])
+    return by_layer[pairs.layer]
+
+
 def incoming(flow: MirrorFlow, layer: int, captured: Tensor, like: Tensor) -> Tensor:
     """Coordinate vectors (…, units × fan-in, n) of the incoming weights of ``captured`` units."""
-    index = torch.arange(flow.network.size, device=like.device)
-    rows = list(flow.network.unflatten(index).values())[layer][captured].reshape(-1)
+    units = torch.nonzero(captured)[:, 0]
+    rows = flow.network.incoming(layer, units).reshape(-1)
     basis = torch.nn.functional.one_hot(rows, flow.network.size).to(like)
     return basis.expand(*like.shape[:-1], *basis.shape)
 
@@ -151,5 +163,5 @@ def slide_coefficients(
         return theta.new_zeros(*theta.shape[:-1], 0)
     weighted = normals * metric(step.flow, theta)[..., None, :]
     needed = -torch.linalg.solve(weighted @ normals.mT, (weighted @ free[..., None]))[..., 0]
-    push = step.y[slides.sample] * slides.gather(signals) * step.flow.network.jump
+    push = step.y[slides.sample] * slides.gather(signals) * jumps(step.flow, slides)
     return needed[..., : len(slides)] / (mu[..., slides.sample] * push)

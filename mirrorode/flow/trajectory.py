@@ -78,6 +78,7 @@ class Event:
         log_time, log_inverse_loss: at the end of the step it happened in.
         layer, unit: the hidden unit, layers from 0.
         sample: the sample; −1 where the unit concerns all of them.
+        coefficient: ξ of the pair: that with which it begins to slide, or 0 or 1 where it leaves.
     """
 
     kind: str
@@ -86,6 +87,12 @@ class Event:
     layer: int
     unit: int
     sample: int
+    coefficient: float = math.nan
+
+    @property
+    def time(self) -> float:
+        """t; infinite where it overflows."""
+        return math.exp(self.log_time) if self.log_time < 709.0 else math.inf
 
 
 @dataclass(frozen=True, eq=False)
