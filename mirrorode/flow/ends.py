@@ -126,7 +126,7 @@ def _crossed(
         return due, first.dual.new_zeros(len(due))
     values = [torch.cat([a[None], b]) for a, b in zip(first.forward.preactivations, pre, strict=True)]
     pairs, times = kinks.crossings(mode.pattern, values, mode.held(flow.network.fan_in))
-    pairs, times = pairs + due, torch.cat([times, torch.ones_like(times[:1]).expand(len(due))])
+    pairs, times = pairs + due, torch.cat([times, times.new_ones(len(due))])
     code = torch.stack(pairs.fields)
     unique, inverse = torch.unique(code, dim=1, return_inverse=True)
     latest = times.new_zeros(unique.shape[1]).scatter_reduce(0, inverse, times, "amax")
