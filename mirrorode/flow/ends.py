@@ -18,7 +18,7 @@ from mirrorode.flow.state import Run, State
 from mirrorode.flow.step import Mode, has_kinks
 from mirrorode.flow.switching import Behind
 
-RESIDUAL = 10.0  # times rtol: |∫‖G‖²_D dσ − Δℓ| that rejects a step
+RESIDUAL = 3.0  # times rtol: |∫‖G‖²_D dσ − Δℓ| that rejects a step
 CROWDED = 150  # crossings in one step: a shorter step costs less than their selection
 DRIFTED = 1e-3  # of the error scale: sliding pairs this far off their kinks are put back
 

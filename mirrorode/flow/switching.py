@@ -23,6 +23,7 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import Mode
 
+STRICT = 50.0  # crossings come by the hundred; what each leaves may add up
 PIVOTS = 60  # of the box; where that is not enough the error of the step will tell
 ROUNDS = 6  # of pairs that leave their kinks one after the other
 
@@ -70,7 +71,7 @@ class Crossings:
         if total == 0:
             return 0.0
         drift = ((change - self.change) / scale).square().mean().sqrt()
-        return 0.5 * float((sizes * self.since).sum()) / total * float(drift)
+        return STRICT * 0.5 * float((sizes * self.since).sum()) / total * float(drift)
 
 
 def select(
