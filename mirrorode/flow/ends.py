@@ -16,10 +16,13 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run, State
 from mirrorode.flow.step import Mode, has_kinks
-from mirrorode.flow.switching import Behind
+from mirrorode.flow.switching import Behind, Crossings
 
 RESIDUAL = 3.0  # times rtol: |∫‖G‖²_D dσ − Δℓ| that rejects a step
+SWEEPS = 3  # at most, until crossings and their times are known
+STEADY = 0.01  # of a step: times that move less are known
 CROWDED = 150  # crossings in one step: a shorter step costs less than their selection
+AT_ONCE = 1e-6  # of a step: crossings this close to its end are taken to be in it
 DRIFTED = 1e-3  # of the error scale: sliding pairs this far off their kinks are put back
 
 
@@ -60,9 +63,9 @@ class End:
         """log(1/𝓛) at the end."""
         return float(self.dense.loss[-1])
 
-    def before(self, time: float) -> Pairs:
-        """The pairs passed by then, in [0, 1]."""
-        return self.hits.pairs[self.hits.times <= time]
+    def due(self, time: float) -> Pairs:
+        """The pairs passed just then, in [0, 1]: where round-off may see them on either side."""
+        return self.hits.pairs[(self.hits.times - time).abs() < AT_ONCE]
 
 
 def finish(
@@ -84,6 +87,14 @@ def finish(
     last = smooth.last if share == 1 else field.evaluate(flow, duals[-1], mode)
     run.stats.half_passes += 0 if share == 1 else 2
     found = switching.select(flow, mode, last, pairs, (1 - times) * h, scale, h)
+    for _ in range(SWEEPS if len(pairs) else 0):
+        before = found
+        pre = _behind(flow, duals + found.nodes, found, forward.preactivations, h)
+        pairs, times = _crossed(flow, smooth.first, mode, pre, due)
+        found = switching.select(flow, mode, last, pairs, (1 - times) * h, scale, h)
+        run.stats.half_passes += 3
+        if _same(found, before, h):
+            break
     zeros = _zeros(flow, mode, smooth.first, duals, scale, due)
     if len(pairs) or len(zeros.pairs) or _has_drifted(last, mode, scale):
         behind = switching.go_on(flow, mode, duals[-1] + found.nodes[-1], found, zeros.pairs)
@@ -126,13 +137,46 @@ def _crossed(
         return due, first.dual.new_zeros(len(due))
     values = [torch.cat([a[None], b]) for a, b in zip(first.forward.preactivations, pre, strict=True)]
     pairs, times = kinks.crossings(mode.pattern, values, mode.held(flow.network.fan_in))
-    pairs, times = pairs + due, torch.cat([times, times.new_ones(len(due))])
     code = torch.stack(pairs.fields)
     unique, inverse = torch.unique(code, dim=1, return_inverse=True)
     latest = times.new_zeros(unique.shape[1]).scatter_reduce(0, inverse, times, "amax")
     odd = torch.bincount(inverse, minlength=unique.shape[1]) % 2 == 1
-    odd |= torch.bincount(inverse[len(times) - len(due) :], minlength=unique.shape[1]) > 0
-    return Pairs(*unique)[odd], latest[odd]
+    pairs, times = Pairs(*unique)[odd], latest[odd]
+    known = (torch.stack(due.fields)[:, :, None] == torch.stack(pairs.fields)[:, None]).all(0)
+    late = due[~known.any(1)]
+    return pairs + late, torch.cat([times, times.new_ones(len(late))])
+
+
+def _behind(
+    flow: MirrorFlow, duals: Tensor, found: Crossings, smooth: list[Tensor], h: float
+) -> list[Tensor]:
+    """Pre-activations at the nodes when kinks have been accounted for.
+
+    A unit that switches moves what the layers above see, and with it the time of their crossings:
+    to first order in the step, so that the first look, on the smooth extension, does not do. What
+    a pair's own crossing adds is taken out, so that its root does not depend on the time assumed.
+    """
+    theta = flow.potential.inverse_gradient(duals)
+    pre = flow.network.forward(theta, flow.dataset.x).preactivations
+    own = found.since - h * (1 - found.since.new_tensor(radau.NODES))[:, None]
+    own = own.clamp(min=0.0) * found.pull
+    stays = (found.x > 0) & (found.x < 1)
+    for layer, (value, plain) in enumerate(zip(pre, smooth, strict=True)):
+        here = (found.pairs.layer == layer) & ~stays
+        value[:, found.pairs.sample[here], found.pairs.unit[here]] -= own[:, here]
+        held = (found.pairs.layer == layer) & stays
+        at = found.pairs.sample[held], found.pairs.unit[held]
+        value[:, at[0], at[1]] = plain[:, at[0], at[1]]
+    return pre
+
+
+def _same(found: Crossings, before: Crossings, h: float) -> bool:
+    """Whether another look at the crossings has changed little."""
+    if len(found.pairs) != len(before.pairs):
+        return False
+    pairs = zip(found.pairs.fields, before.pairs.fields, strict=True)
+    moved = (found.since - before.since).abs() < STEADY * h
+    return all(bool((a == b).all()) for a, b in pairs) and bool(moved.all())
 
 
 def _zeros(

@@ -97,7 +97,7 @@ def _keep(
         if share is None:
             return None
         run.stats.rejected += 1
-        end = finish(run, state, smooth, scale, end.share * share, end.before(share))
+        end = finish(run, state, smooth, scale, end.share * share, end.due(share))
     return None
 
 
@@ -121,7 +121,7 @@ def _land(
             continue
 
         def gap(share: float, rule: StoppingRule = rule, whole: End = whole) -> float:
-            at = finish(run, state, smooth, scale, share, whole.before(share / whole.share))
+            at = finish(run, state, smooth, scale, share, whole.due(share / whole.share))
             value = at.dense.log_time_at(1.0) if rule.by_time else at.loss
             ends.append(at)
             done = rule.at(at.dense.log_time_at(1.0), at.loss)

@@ -49,6 +49,7 @@ class Crossings:
         nodes: what they add to the dual at the Radau nodes, (3, n).
         gains: and to log(1/𝓛) there, by the energy that they add, (3,).
         rates: of the change of the dual by each, in units of the error scale.
+        pull: what each adds to the velocity of its own pre-activation.
     """
 
     pairs: Pairs
@@ -59,6 +60,7 @@ class Crossings:
     nodes: Tensor
     gains: np.ndarray
     rates: Tensor
+    pull: Tensor
 
     def left(self, change: Tensor, scale: Tensor) -> float:
         """What the crossings do to the dual beyond first order, given the whole change of G.
@@ -88,7 +90,7 @@ def select(
     if count == 0:
         none = last.dual.new_zeros(4, len(last.dual))
         zero = pairs.sample > 0
-        return Crossings(pairs, since, zero, since, none[0], none[1:], np.zeros(3), since)
+        return Crossings(pairs, since, zero, since, none[0], none[1:], np.zeros(3), since, since)
     was_on = pairs.gather([on.to(since) for on in mode.pattern]) > 0
     push = pairs.gather(last.pushes)
     turn = torch.where(was_on, -push, push)
@@ -113,7 +115,8 @@ def select(
     added = torch.where(last.inverse > 0, added, 0.0)
     rates_of_dual = moved.abs() * found.sizes(scale)[:count]
     gains = (beyond[1:] * energy).sum(1).cpu().numpy()
-    return Crossings(pairs, since, was_on, x, added[0], added[1:], gains, rates_of_dual)
+    pull = moved * within.diagonal()
+    return Crossings(pairs, since, was_on, x, added[0], added[1:], gains, rates_of_dual, pull)
 
 
 def box_least(matrix: Tensor, slope: Tensor, free: Tensor) -> Tensor:
