@@ -23,7 +23,7 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.step import Mode
 
-STRICT = 50.0  # crossings come by the hundred; what each leaves may add up
+STRICT = 2.0  # crossings come by the hundred; what each leaves may add up
 PIVOTS = 60  # of the box; where that is not enough the error of the step will tell
 ROUNDS = 6  # of pairs that leave their kinks one after the other
 
