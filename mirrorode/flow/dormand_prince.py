@@ -71,5 +71,3 @@ def take(run: Run, mode: Mode, first: Field, h: float, scale: Tensor) -> Smooth:
     energy = np.array(speeds)
     lost = abs(h * float(RK45.E @ energy)) / (run.rtol * max(1.0, abs(at.loss - first.loss)))
     return Smooth(first, at, h, slopes, energy, max(size, lost) if math.isfinite(lost) else lost)
-
-

@@ -135,7 +135,9 @@ def _crossed(
     due = due[due.sample >= 0]
     if not has_kinks(flow):
         return due, first.dual.new_zeros(len(due))
-    values = [torch.cat([a[None], b]) for a, b in zip(first.forward.preactivations, pre, strict=True)]
+    values = [
+        torch.cat([a[None], b]) for a, b in zip(first.forward.preactivations, pre, strict=True)
+    ]
     pairs, times = kinks.crossings(mode.pattern, values, mode.held(flow.network.fan_in))
     code = torch.stack(pairs.fields)
     unique, inverse = torch.unique(code, dim=1, return_inverse=True)

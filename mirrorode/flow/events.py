@@ -15,7 +15,8 @@ from mirrorode.flow import capture, field, radau
 from mirrorode.flow.kinks import Pairs, roots
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Point, Run, State
-from mirrorode.flow.step import Mode, Step, metric, pair_normals
+from mirrorode.flow.normals import of_pairs, solve_gram
+from mirrorode.flow.step import Mode, Step, captured_places, metric
 from mirrorode.flow.system import Stages
 from mirrorode.problem.networks import Pattern
 
@@ -165,11 +166,10 @@ def overshoot(step: Step, found: Stages, pairs: Pairs) -> Tensor:
     """Change of the dual that takes each pair back to its kink, in units of the error scale."""
     theta = found.theta[-1]
     pattern = [on[pairs.sample] for on in step.mode.pattern]
-    normals = pair_normals(step.flow, theta, step.x, pairs, pattern)
-    squared = (normals.square() * metric(step.flow, theta)).sum(-1)
+    normals = of_pairs(step.flow.network, theta, step.x, pairs, pattern)
+    squared = normals.gram(metric(step.flow, theta)).diagonal()
     value = pairs.gather([pre[-1] for pre in found.preactivations])
-    size = (normals / step.scale).square().mean(-1).sqrt()
-    return (value / squared).abs() * size
+    return (value / squared).abs() * normals.sizes(step.scale)
 
 
 def enter(
@@ -210,7 +210,8 @@ def _independent(gram: Tensor, known: int) -> Tensor:
 def must_cross(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> Tensor:
     """Which of the pairs cannot slide: those that switching on pushes further on."""
     theta = flow.potential.inverse_gradient(dual)
-    _, signals = flow.network.backward(flow.network.forward(theta, flow.dataset.x, mode.pattern))
+    forward = flow.network.forward(theta, flow.dataset.x, mode.pattern)
+    _, signals = flow.network.pull(forward, torch.ones_like(flow.dataset.y))
     return flow.dataset.y[pairs.sample] * pairs.gather(signals) >= 0
 
 
@@ -224,7 +225,7 @@ def cross(mode: Mode, before: Pattern, pairs: Pairs) -> Mode:
 
 def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
     """The dual moved least in D onto the kinks slid along; keeps the balance to second order."""
-    slides, held = mode.slides, field.captured_places(flow, mode)
+    slides, held = mode.slides, captured_places(flow, mode)
     if len(slides) == 0:
         return dual
     x, pattern = flow.dataset.x[slides.sample], [on[slides.sample] for on in mode.pattern]
@@ -234,7 +235,7 @@ def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
         pre = own.gather(flow.network.forward(theta, x, pattern).preactivations)
         normals = field.normals_of(flow, theta, slides, mode)
         inverse = metric(flow, theta).index_fill(0, held, 0.0)
-        moved = normals.combine(field.solve_gram(normals.gram(inverse), pre)[None])[0]
+        moved = normals.combine(solve_gram(normals.gram(inverse), pre)[None])[0]
         dual = dual - moved.index_fill(0, held, 0.0)
     return dual
 

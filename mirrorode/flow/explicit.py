@@ -143,9 +143,7 @@ def accept(run: Run, state: State, end: End, h: float) -> State:
         run.record(one.kind, one.pairs, log_time, end.loss, one.coefficients)
     run.stats.steps += 1
     run.largest_step = max(run.largest_step, end.dense.h)
-    return State(
-        at.dual, end.behind.mode, end.loss, log_time=log_time, h=h, field=at
-    )
+    return State(at.dual, end.behind.mode, end.loss, log_time=log_time, h=h, field=at)
 
 
 def _release(run: Run, state: State) -> State:

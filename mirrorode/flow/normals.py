@@ -218,3 +218,22 @@ def _factored(network: MLP, theta: Tensor, x: Tensor, pairs: Pairs, pattern: Pat
         )  # fmt: skip
         low = high
     return FactoredNormals(blocks, theta.shape[:-1], len(pairs), network.size)
+
+
+def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
+    """gram⁻¹ right for (…, S, S) and (…, S) or (…, S, m), scaled to a unit diagonal.
+
+    Twenty units of round-off on it decide where normals have come to depend on each other.
+    """
+    flat = right.ndim == gram.ndim - 1
+    size = gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
+    scaled = gram * size[..., :, None] * size[..., None, :]
+    scaled.diagonal(dim1=-2, dim2=-1).add_(20 * torch.finfo(gram.dtype).eps)
+    vector = size[..., None] * (right[..., None] if flat else right)
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    if bool((info > 0).any()):
+        solved = torch.linalg.lstsq(scaled, vector).solution
+    else:
+        solved = torch.cholesky_solve(vector, factor)
+    solved = size[..., None] * solved
+    return solved[..., 0] if flat else solved

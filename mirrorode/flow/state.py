@@ -12,7 +12,7 @@ from torch import Tensor
 from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.step import Clock, Mode, Step, metric, slide_coefficients
+from mirrorode.flow.step import Clock, Mode, Step, metric, push_signals, slide_coefficients
 from mirrorode.flow.trajectory import Event, Stats
 
 NEGLIGIBLE = 32.0  # samples lighter than e⁻³² of the heaviest do not enter a step
@@ -94,7 +94,6 @@ def look(run: Run, state: State) -> Point:
     flow, data = run.flow, run.flow.dataset
     theta = flow.potential.inverse_gradient(state.dual)
     forward = flow.network.forward(theta, data.x, state.mode.pattern)
-    gradient, signals = flow.network.backward(forward)
     run.stats.half_passes += 2
     q = data.y * forward.output
     u = -q
@@ -104,15 +103,15 @@ def look(run: Run, state: State) -> Point:
     matters = u > u.max() - NEGLIGIBLE
     matters[state.mode.slides.sample] = True
     samples = torch.nonzero(matters)[:, 0]
-    rows = data.y[samples, None] * gradient[samples]
     pre = forward.preactivations
     step = fix_step(run, state, samples, pre, u[:0], 1.0, Clock(0.0, theta.new_zeros(3)))
     share = torch.softmax(u[samples], 0)
-    free = share @ rows
+    weight = torch.zeros_like(q).index_copy(0, samples, share * data.y[samples])
+    free, signals = flow.network.pull(forward, weight)
     direction = step.project(theta, free[None])[0]
     speed = (metric(flow, theta) * direction.square()).sum()
-    local = [signal[samples] for signal in signals]
-    coefficients = slide_coefficients(step, theta, share, free, local)
+    pushes = push_signals(flow.network, [signal[samples] for signal in signals])
+    coefficients = slide_coefficients(step, theta, weight[samples], free, pushes)
     loss, speed = torch.stack([-torch.logsumexp(-q, 0), speed]).tolist()
     return Point(theta, loss, u, samples, direction, speed, coefficients, pre)
 

@@ -21,6 +21,7 @@ from mirrorode.flow.events import enter
 from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.normals import solve_gram
 from mirrorode.flow.step import Mode
 
 STRICT = 2.0  # crossings come by the hundred; what each leaves may add up
@@ -97,7 +98,7 @@ def select(
     found = field.normals_of(flow, last.theta, pairs + mode.slides, mode)
     gram = found.gram(last.inverse)
     # Coefficients of the sliding normals that keep each Δ_s tangent to their kinks.
-    tied = field.solve_gram(gram[count:, count:], gram[count:, :count])
+    tied = solve_gram(gram[count:, count:], gram[count:, :count])
     within = gram[:count, :count] - gram[:count, count:] @ tied
     rates = found.along((last.inverse * last.direction)[None])[0, :count]
     matrix, slope = turn[:, None] * within * turn, turn * rates
@@ -159,9 +160,7 @@ class Behind:
     happenings: list[Happening]
 
 
-def go_on(
-    flow: MirrorFlow, mode: Mode, dual: Tensor, crossed: Crossings, zeros: Pairs
-) -> Behind:
+def go_on(flow: MirrorFlow, mode: Mode, dual: Tensor, crossed: Crossings, zeros: Pairs) -> Behind:
     """The mode behind the crossings at the end of a step, and the flow on it.
 
     ``dual`` is that at the end, with what the crossings have added; the units ``zeros`` have come

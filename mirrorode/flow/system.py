@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mirrorode.flow import radau
 from mirrorode.flow.kinks import Pairs, Rows
-from mirrorode.flow.step import Step, metric, slide_coefficients
+from mirrorode.flow.step import Step, push_signals, slide_coefficients
 from mirrorode.problem.networks import Forward
 
 NEWTON_TOLERANCE = 1e-3  # of the error scale; at 3e-2 the noise reaches the error estimate
@@ -83,7 +83,7 @@ class System:
         self.step, self.rows, self.forward = step, rows, forward
         self.u, self.nu, self.dual = it.u, it.nu, it.dual
         self.theta = step.flow.potential.inverse_gradient(it.dual)
-        self.inverse = metric(step.flow, self.theta)
+        self.inverse = step.inverse(self.theta)
         gradient, signals = step.flow.network.backward(forward)
         step.stats.half_passes += radau.STAGES
         plain = step.y[rows.sample, None] * gradient
@@ -153,7 +153,10 @@ class System:
         count, mu = len(self.step.x), torch.exp(it.u)
         smooth = (mu[:, None, :] @ self.grad[:, :count])[:, 0]
         free = (mu[:, None, :] @ self.at_nodes)[:, 0]
-        coefficients = slide_coefficients(self.step, self.theta, mu, free, self.signals)
+        weight = mu * self.step.y
+        weighted = [weight[..., None] * signal for signal in self.signals]
+        pushes = push_signals(self.step.flow.network, weighted)
+        coefficients = slide_coefficients(self.step, self.theta, weight, free, pushes)
         theta = self.step.flow.potential.inverse_gradient(it.dual)
         pre = [at_nodes(value, self.rows) for value in after.preactivations]
         return Stages(
