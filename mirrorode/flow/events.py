@@ -23,6 +23,7 @@ from mirrorode.problem.networks import Pattern
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
 SOFT_LATE = 3e-3  # the same once the loss is the clock
 OVERSHOOT = 0.03  # of a sliding coefficient beyond [0, 1]
+MARGIN = 1e-3  # of a coefficient beyond [0, 1] that ends a slide: at less it may come straight back
 DEPENDENT = 1e-6  # share of a normal that is new to those already slid along
 
 
@@ -242,7 +243,7 @@ def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
 
 def leave(mode: Mode, coefficients: Tensor) -> tuple[Mode, Pairs, Pairs]:
     """End the sliding of pairs whose coefficient has left [0, 1]; who goes off, who goes on."""
-    off, on = coefficients <= 0, coefficients >= 1
+    off, on = coefficients <= -MARGIN, coefficients >= 1 + MARGIN
     switched_on = mode.slides[on]
     pattern = switched_on.mark(mode.pattern, True)
     return Mode(pattern, mode.slides[~(off | on)], mode.captured), mode.slides[off], switched_on

@@ -44,6 +44,19 @@ def advance(
         at = state.field or field.evaluate(run.flow, state.dual, state.mode)
         if not _hand_over(at):
             return explicit.advance(run, replace(state, field=at), rules)
+    outcome = _implicit(run, state, rules)
+    if outcome is Status.BLOCKED:
+        # Newton found no step: once more, with a tenth of the tolerance.
+        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=0.0)
+        outcome = _implicit(sharper, replace(state, last=None, h=None), rules)
+        run.largest_step = max(run.largest_step, sharper.largest_step)
+    return outcome
+
+
+def _implicit(
+    run: Run, state: State, rules: Sequence[StoppingRule]
+) -> tuple[State, DenseStep] | Status:
+    """One accepted step of the implicit method."""
     state, point = _prepare(run, state)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
         return Status.NON_FINITE
@@ -71,11 +84,19 @@ def advance(
                 run.record("capture", vanishing, state.log_time, point.loss)
                 dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
                 held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
-                return advance(run, held, rules)
+                return _implicit(run, held, rules)
             if h < SMALLEST * run.largest_step:
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
+            back = _back_at_once(attempt, h, run)
+            if state.late and len(back):
+                # At its kink from the start, and pushed back on it.
+                dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
+                if len(entered):
+                    run.record("slide", entered, state.log_time, point.loss)
+                    held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=True)
+                    return _implicit(run, held, rules)
             landing = _share_to(attempt.dense, rules)
             if landing < end.share:
                 # The noise of log t in a step is relative to what the step adds to it: from the
@@ -103,6 +124,12 @@ def _hand_over(at: Field) -> bool:
     """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
     matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
     return at.loss >= LATE and matter < FEW
+
+
+def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
+    """Pairs that arrive at kinks on which they were at the start."""
+    arrivals, times = attempt.stages.arrivals, attempt.stages.arrival_times
+    return _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
 
 
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
