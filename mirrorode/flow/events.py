@@ -14,8 +14,8 @@ from torch import Tensor
 from mirrorode.flow import capture, field, radau
 from mirrorode.flow.kinks import Pairs, roots
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.normals import of_pairs, solve_gram
+from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.step import Mode, Step, captured_places, metric
 from mirrorode.flow.system import Stages
 from mirrorode.problem.networks import Pattern

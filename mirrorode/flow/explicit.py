@@ -116,24 +116,29 @@ def _land(
 ) -> End:
     """The step cut at the first rule that it passes."""
     for rule in rules:
-        whole = end
-        if not rule.met(whole.dense.log_time_at(1.0), whole.loss):
-            continue
-
-        def gap(share: float, rule: StoppingRule = rule, whole: End = whole) -> float:
-            at = finish(run, state, smooth, scale, share, whole.due(share / whole.share))
-            value = at.dense.log_time_at(1.0) if rule.by_time else at.loss
-            ends.append(at)
-            done = rule.at(at.dense.log_time_at(1.0), at.loss)
-            return 0.0 if done else value - rule.target
-
-        ends: list[End] = [whole]
-        share = whole.share * whole.dense.locate(rule.target, by_time=rule.by_time)
-        share = min(share, whole.share * (1 - 1e-15))
-        if not rule.at(whole.dense.log_time_at(1.0), whole.loss) and gap(share) != 0:
-            brentq(gap, 1e-3 * share, whole.share, xtol=1e-300, rtol=1e-14, maxiter=60)
-        end = ends[-1]
+        log_time = end.dense.log_time_at(1.0)
+        if rule.met(log_time, end.loss) and not rule.at(log_time, end.loss):
+            end = _land_on(run, state, smooth, scale, rule, end)
     return end
+
+
+def _land_on(
+    run: Run, state: State, smooth: Smooth, scale: Tensor, rule: StoppingRule, whole: End
+) -> End:
+    """The step cut at ``rule``, which ``whole`` passes."""
+    tried = [whole]
+
+    def gap(share: float) -> float:
+        end = finish(run, state, smooth, scale, share, whole.due(share / whole.share))
+        tried.append(end)
+        log_time = end.dense.log_time_at(1.0)
+        value = log_time if rule.by_time else end.loss
+        return 0.0 if rule.at(log_time, end.loss) else value - rule.target
+
+    share = whole.share * min(whole.dense.locate(rule.target, by_time=rule.by_time), 1 - 1e-15)
+    if gap(share) != 0:
+        brentq(gap, 1e-3 * share, whole.share, xtol=1e-300, rtol=1e-14, maxiter=60)
+    return tried[-1]
 
 
 def accept(run: Run, state: State, end: End, h: float) -> State:

@@ -86,7 +86,7 @@ def select(
     scale: Tensor,
     h: float,
 ) -> Crossings:
-    """The least-norm selection at ``pairs``, on the field ``last`` at the end of the smooth step."""
+    """The least-norm selection at ``pairs``, on the field ``last`` at the smooth end."""
     count = len(pairs)
     if count == 0:
         none = last.dual.new_zeros(4, len(last.dual))
