@@ -21,7 +21,7 @@ from mirrorode.flow.events import Ending
 from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.state import NEGLIGIBLE, Point, Run, State, look
-from mirrorode.flow.step import Mode
+from mirrorode.flow.step import Mode, has_kinks
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
@@ -40,10 +40,12 @@ def advance(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
-    if not state.late:
+    if not state.late and has_kinks(run.flow):
         at = state.field or field.evaluate(run.flow, state.dual, state.mode)
         if not _hand_over(at):
-            return explicit.advance(run, replace(state, field=at), rules)
+            outcome = explicit.advance(run, replace(state, field=at), rules)
+            if outcome is not Status.BLOCKED:
+                return outcome
     outcome = _implicit(run, state, rules)
     if outcome is Status.BLOCKED:
         # Newton found no step: once more, with a tenth of the tolerance.
@@ -95,7 +97,9 @@ def _implicit(
                 dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
                 if len(entered):
                     run.record("slide", entered, state.log_time, point.loss)
-                    held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=True)
+                    held = replace(
+                        state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True
+                    )
                     return _implicit(run, held, rules)
             landing = _share_to(attempt.dense, rules)
             if landing < end.share:
@@ -135,11 +139,11 @@ def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
     """The point at the start of a step, in a mode that holds there and with settled weights."""
     point = look(run, state)
-    if not state.late:
+    if not state.late and point.loss >= LATE:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
-    for _ in range(len(state.mode.slides)):
+    for _ in range(0 if state.stay else len(state.mode.slides)):
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
             break
