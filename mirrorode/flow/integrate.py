@@ -1,8 +1,8 @@
-"""The integrator of the project: implicit collocation in the dual, from the start to any loss.
+"""The integrator of networks whose units do not separate, from the start to any loss.
 
-One method serves all phases; only the clock changes. Below log(1/𝓛) = 2 a step is taken in loss
-time, dσ = 𝓛 dt, where dz/dσ = G is autonomous and free of overflow; above it in log ℓ, which
-prescribes the loss and lands on any value of it exactly.
+While most samples carry weight its steps are explicit (see `explicit`). Then they are implicit
+collocation in the dual: below log(1/𝓛) = 2 in loss time, dσ = 𝓛 dt, where dz/dσ = G is autonomous
+and free of overflow; above it in log ℓ, which prescribes the loss and lands on any value exactly.
 """
 
 from __future__ import annotations
@@ -40,6 +40,17 @@ def advance(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
+    outcome = _advance(run, state, rules)
+    if isinstance(outcome, Status):
+        return outcome
+    state, dense = outcome
+    return state, replace(dense, duals=run.shelf.keep(dense.duals))
+
+
+def _advance(
+    run: Run, state: State, rules: Sequence[StoppingRule]
+) -> tuple[State, DenseStep] | Status:
+    """Explicit while it is cheaper, and implicit from then on."""
     if not state.late and has_kinks(run.flow):
         at = state.field or field.evaluate(run.flow, state.dual, state.mode)
         if not _hand_over(at):

@@ -221,7 +221,7 @@ class Trajectory:
             arrays["teacher"] = data.teacher.cpu().numpy()
         if self.steps:
             arrays["step_duals"] = torch.stack([step.duals for step in self.steps]).cpu().numpy()
-            for name in ("h", "log_time", "loss", "log_rate", "prescribed"):
+            for name in ("h", "log_time", "loss", "log_rate", "prescribed", "dissipated"):
                 arrays[f"step_{name}"] = np.array([getattr(step, name) for step in self.steps])
         buffer = io.BytesIO()
         np.savez(buffer, head=np.array(json.dumps(head)), **arrays)
@@ -252,8 +252,8 @@ class Trajectory:
             network = _rebuild_network(head["network"])
             flow = MirrorFlow(network, data, _rebuild(head["potential"]))
         steps = tuple(
-            DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed))
-            for duals, h, log_time, loss, rate, prescribed in zip(
+            DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed), float(passed))
+            for duals, h, log_time, loss, rate, prescribed, passed in zip(
                 tensors.get("step_duals", ()),
                 *(arrays.get(f"step_{f.name}", ()) for f in fields(DenseStep)[1:]),
                 strict=True,
