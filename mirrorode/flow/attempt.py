@@ -115,4 +115,4 @@ def _dense(run: Run, state: State, point: Point, found: Stages, h: float) -> Den
     else:
         late = run.flow.log_inverse_loss(found.theta).cpu().numpy()
         loss, rate = np.concatenate([[point.loss], late]), np.zeros(4)
-    return DenseStep(duals, h, state.log_time, loss, rate, state.late)
+    return DenseStep(duals, h, state.log_time, loss, rate, state.late, found.dissipated)

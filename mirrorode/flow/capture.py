@@ -58,12 +58,17 @@ def pull(
     """
     x, y = flow.dataset.x[samples], flow.dataset.y[samples]
     forward = flow.network.forward(theta, x)
-    _, signals = flow.network.backward(forward)
-    force = share * y * signals[layer][:, unit]
+    _, signals = flow.network.pull(forward, share * y)
+    force = signals[layer][:, unit]
     inputs = forward.entering[layer]
     value, direction = strongest(inputs, force)
     on_edge = ((inputs @ direction).abs() < ON_EDGE * inputs.norm(dim=1)) & (force < 0)
     return float(value), direction, samples[on_edge]
+
+
+def places_of(flow: MirrorFlow, layer: int, unit: int) -> Tensor:
+    """Places in θ of the incoming weights of one unit."""
+    return flow.network.incoming(layer, torch.tensor([unit], device=flow.dataset.x.device))[0]
 
 
 def hold(flow: MirrorFlow, dual: Tensor, mode: Mode, units: Pairs) -> tuple[Tensor, Mode]:
@@ -76,7 +81,7 @@ def hold(flow: MirrorFlow, dual: Tensor, mode: Mode, units: Pairs) -> tuple[Tens
     )
     pattern = [on.clone() for on in pattern]
     for layer, unit, _ in zip(*units.lists(), strict=True):
-        list(flow.network.unflatten(dual).values())[layer][unit] = 0.0
+        dual[places_of(flow, layer, unit)] = 0.0
         captured[layer][unit] = True
         pattern[layer][:, unit] = False
         slides = slides[~((slides.layer == layer) & (slides.unit == unit))]
@@ -88,7 +93,7 @@ def free(
 ) -> tuple[Tensor, Mode]:
     """Let a captured unit go with the incoming dual weights ``start``, on its true pattern."""
     dual, captured = dual.clone(), [c.clone() for c in mode.captured]
-    list(flow.network.unflatten(dual).values())[layer][unit] = start
+    dual[places_of(flow, layer, unit)] = start
     captured[layer][unit] = False
     theta = flow.potential.inverse_gradient(dual)
     pattern = [on.clone() for on in mode.pattern]

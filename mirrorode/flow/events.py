@@ -6,22 +6,24 @@ overshoots by less than the error tolerance; so does a sliding coefficient that 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from mirrorode.flow import capture, radau
+from mirrorode.flow import capture, field, radau
 from mirrorode.flow.kinks import Pairs, roots
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.normals import of_pairs, solve_gram
 from mirrorode.flow.state import Point, Run, State
-from mirrorode.flow.step import Mode, Step, metric, pair_normals
+from mirrorode.flow.step import Mode, Step, captured_places, metric
 from mirrorode.flow.system import Stages
 from mirrorode.problem.networks import Pattern
 
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
 SOFT_LATE = 3e-3  # the same once the loss is the clock
 OVERSHOOT = 0.03  # of a sliding coefficient beyond [0, 1]
+MARGIN = 1e-3  # of a coefficient beyond [0, 1] that ends a slide: at less it may come straight back
 DEPENDENT = 1e-6  # share of a normal that is new to those already slid along
 
 
@@ -42,7 +44,7 @@ class Ending:
 
 def ending(step: Step, found: Stages, samples: Tensor) -> Ending:
     """The events of an attempted step that crossings inside it do not settle."""
-    captures = step.mode.on_a_line(step.flow.network.widths)
+    captures = step.mode.on_a_line(step.flow.network.fan_in)
     capture_times, reached = _times_of_zero(step, found, captures)
     captures, capture_times = captures[reached], capture_times[reached]
     hard_capture = _distance_to_zero(step, found, captures) > SOFT
@@ -99,9 +101,9 @@ def _release_share(step: Step, found: Stages, samples: Tensor) -> float:
 def _times_of_zero(step: Step, found: Stages, units: Pairs) -> tuple[Tensor, Tensor]:
     """When the incoming dual weights of ``units``, which move on a line, vanish, if they do."""
     path = torch.cat([step.dual[None], found.dual])
-    blocks = list(step.flow.network.unflatten(path).values())
-    ends = step.dual.new_ones(len(units))
-    rows = [blocks[layer][:, unit] for layer, unit, _ in zip(*units.lists(), strict=True)]
+    ends, at = step.dual.new_ones(len(units)), capture.places_of
+    units_at = zip(*units.lists(), strict=True)
+    rows = [path[:, at(step.flow, layer, unit)] for layer, unit, _ in units_at]
     if not rows:
         return ends, ends > 0
     along = torch.stack([row @ row[0] for row in rows])
@@ -120,8 +122,9 @@ def _captured(mode: Mode) -> list[tuple[int, int]]:
 
 def _distance_to_zero(step: Step, found: Stages, units: Pairs) -> Tensor:
     """Change of the dual that puts the incoming weights at zero, in units of the error scale."""
-    blocks = list(step.flow.network.unflatten(found.dual[-1] / step.scale).values())
-    sizes = [blocks[layer][unit].norm() for layer, unit, _ in zip(*units.lists(), strict=True)]
+    size, at = found.dual[-1] / step.scale, capture.places_of
+    units_at = zip(*units.lists(), strict=True)
+    sizes = [size[at(step.flow, layer, unit)].norm() for layer, unit, _ in units_at]
     return torch.stack(sizes) / len(step.dual) ** 0.5 if sizes else step.dual.new_zeros(0)
 
 
@@ -130,12 +133,15 @@ def vanishing(run: Run, state: State, point: Point) -> Pairs:
 
     On the last stretch to w = 0 a unit passes ever more kinks in ever shorter time.
     """
-    unflatten, scale, found = run.flow.network.unflatten, run.scale(state.dual), []
-    sizes = list(unflatten(state.dual / scale).values())
-    inward = list(unflatten(state.dual * point.direction).values())
+    network, scale, found = run.flow.network, run.scale(state.dual), []
     for layer, captured in enumerate(state.mode.captured):
-        small = sizes[layer].norm(dim=-1) < SOFT * len(scale) ** 0.5
-        units = torch.nonzero(small & (inward[layer].sum(-1) < 0) & ~captured)[:, 0]
+        if network.fan_in[layer] == 0:
+            continue
+        places = network.incoming(layer, torch.arange(len(captured), device=scale.device))
+        size = (state.dual / scale)[places].norm(dim=-1)
+        inward = (state.dual * point.direction)[places].sum(-1)
+        small = size < SOFT * len(scale) ** 0.5
+        units = torch.nonzero(small & (inward < 0) & ~captured)[:, 0]
         found += [(layer, unit, -1) for unit in units.tolist()]
     return Pairs.of(found, scale.device)
 
@@ -149,10 +155,10 @@ def release(
         theta = flow.potential.inverse_gradient(dual)
         value, direction, edges = capture.pull(flow, theta, samples, share, layer, unit)
         if value > -capture.LOOSE:
-            size = list(flow.network.unflatten(scale).values())[layer][unit].min()
+            size = scale[capture.places_of(flow, layer, unit)].min()
             dual, mode = capture.free(flow, dual, mode, layer, unit, 1e-3 * size * direction)
             along = [(layer, unit, sample) for sample in edges.tolist()]
-            dual, mode, _ = enter(flow, dual, mode, Pairs.of(along, dual.device))
+            dual, mode, _, _ = enter(flow, dual, mode, Pairs.of(along, dual.device))
             freed.append((layer, unit, -1))
     return dual, mode, Pairs.of(freed, dual.device)
 
@@ -161,39 +167,52 @@ def overshoot(step: Step, found: Stages, pairs: Pairs) -> Tensor:
     """Change of the dual that takes each pair back to its kink, in units of the error scale."""
     theta = found.theta[-1]
     pattern = [on[pairs.sample] for on in step.mode.pattern]
-    normals = pair_normals(step.flow, theta, step.x, pairs, pattern)
-    squared = (normals.square() * metric(step.flow, theta)).sum(-1)
+    normals = of_pairs(step.flow.network, theta, step.x, pairs, pattern)
+    squared = normals.gram(metric(step.flow, theta)).diagonal()
     value = pairs.gather([pre[-1] for pre in found.preactivations])
-    size = (normals / step.scale).square().mean(-1).sqrt()
-    return (value / squared).abs() * size
+    return (value / squared).abs() * normals.sizes(step.scale)
 
 
-def enter(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> tuple[Tensor, Mode, Pairs]:
-    """Begin to slide along ``pairs``: the new mode, the dual put on all sliding kinks, who entered.
+def enter(
+    flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs
+) -> tuple[Tensor, Mode, Pairs, Tensor]:
+    """Begin to slide along ``pairs``.
 
     A pair whose normal depends on those already slid along is left where it is.
+
+    Returns:
+        The dual put on all sliding kinks, the new mode, the pairs that entered, and which they are.
     """
-    entered = pairs[:0]
-    x, theta = flow.dataset.x, flow.potential.inverse_gradient(dual)
-    slides = mode.slides
-    for k in range(len(pairs)):
-        candidate = slides + pairs[k : k + 1]
-        pattern = [on[candidate.sample] for on in candidate.mark(mode.pattern, False)]
-        normals = pair_normals(flow, theta, x, candidate, pattern)
-        gram = (normals * metric(flow, theta)) @ normals.T
-        new = gram[-1, -1]
-        if len(slides):
-            new = new - gram[-1, :-1] @ torch.linalg.solve(gram[:-1, :-1], gram[:-1, -1])
-        if float(new) > DEPENDENT * float(gram[-1, -1]):
-            slides, entered = candidate, entered + pairs[k : k + 1]
-    mode = Mode(slides.mark(mode.pattern, False), slides, mode.captured)
-    return snap(flow, dual, mode), mode, entered
+    slides, which = mode.slides, torch.ones_like(pairs.sample, dtype=torch.bool)
+    if len(pairs):
+        candidates = slides + pairs
+        off = replace(mode, pattern=candidates.mark(mode.pattern, False))
+        theta = flow.potential.inverse_gradient(dual)
+        gram = field.normals_of(flow, theta, candidates, off).gram(metric(flow, theta))
+        which = _independent(gram, len(slides))
+        slides = slides + pairs[which]
+        mode = replace(mode, pattern=slides.mark(mode.pattern, False), slides=slides)
+    return snap(flow, dual, mode), mode, pairs[which], which
+
+
+def _independent(gram: Tensor, known: int) -> Tensor:
+    """Which of the normals from number ``known`` on are new to all before them (Cholesky)."""
+    size = gram.diagonal().clamp(min=1e-300).rsqrt()
+    rest = gram * size[:, None] * size
+    kept = []
+    for k in range(len(rest)):
+        pivot = float(rest[k, k])
+        kept.append(k < known or pivot > DEPENDENT)
+        if kept[-1]:
+            rest = rest - rest[:, k : k + 1] * rest[k] / max(pivot, 1e-14)
+    return torch.tensor(kept[known:], dtype=torch.bool, device=gram.device)
 
 
 def must_cross(flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs) -> Tensor:
     """Which of the pairs cannot slide: those that switching on pushes further on."""
     theta = flow.potential.inverse_gradient(dual)
-    _, signals = flow.network.backward(flow.network.forward(theta, flow.dataset.x, mode.pattern))
+    forward = flow.network.forward(theta, flow.dataset.x, mode.pattern)
+    _, signals = flow.network.pull(forward, torch.ones_like(flow.dataset.y))
     return flow.dataset.y[pairs.sample] * pairs.gather(signals) >= 0
 
 
@@ -207,22 +226,24 @@ def cross(mode: Mode, before: Pattern, pairs: Pairs) -> Mode:
 
 def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
     """The dual moved least in D onto the kinks slid along; keeps the balance to second order."""
-    if len(mode.slides) == 0:
+    slides, held = mode.slides, captured_places(flow, mode)
+    if len(slides) == 0:
         return dual
+    x, pattern = flow.dataset.x[slides.sample], [on[slides.sample] for on in mode.pattern]
+    own = replace(slides, sample=torch.arange(len(slides), device=dual.device))
     for _ in range(2):
         theta = flow.potential.inverse_gradient(dual)
-        x, slides = flow.dataset.x, mode.slides
-        pattern = [on[slides.sample] for on in mode.pattern]
-        normals = pair_normals(flow, theta, x, slides, pattern)
-        pre = slides.gather(flow.network.forward(theta, x, mode.pattern).preactivations)
-        gram = (normals * metric(flow, theta)) @ normals.T
-        dual = dual - torch.linalg.solve(gram, pre) @ normals
+        pre = own.gather(flow.network.forward(theta, x, pattern).preactivations)
+        normals = field.normals_of(flow, theta, slides, mode)
+        inverse = metric(flow, theta).index_fill(0, held, 0.0)
+        moved = normals.combine(solve_gram(normals.gram(inverse), pre)[None])[0]
+        dual = dual - moved.index_fill(0, held, 0.0)
     return dual
 
 
 def leave(mode: Mode, coefficients: Tensor) -> tuple[Mode, Pairs, Pairs]:
     """End the sliding of pairs whose coefficient has left [0, 1]; who goes off, who goes on."""
-    off, on = coefficients <= 0, coefficients >= 1
+    off, on = coefficients <= -MARGIN, coefficients >= 1 + MARGIN
     switched_on = mode.slides[on]
     pattern = switched_on.mark(mode.pattern, True)
     return Mode(pattern, mode.slides[~(off | on)], mode.captured), mode.slides[off], switched_on

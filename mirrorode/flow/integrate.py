@@ -1,8 +1,8 @@
-"""The integrator of the project: implicit collocation in the dual, from the start to any loss.
+"""The integrator of networks whose units do not separate, from the start to any loss.
 
-One method serves all phases; only the clock changes. Below log(1/𝓛) = 2 a step is taken in loss
-time, dσ = 𝓛 dt, where dz/dσ = G is autonomous and free of overflow; above it in log ℓ, which
-prescribes the loss and lands on any value of it exactly.
+While most samples carry weight its steps are explicit (see `explicit`). Then they are implicit
+collocation in the dual: below log(1/𝓛) = 2 in loss time, dσ = 𝓛 dt, where dz/dσ = G is autonomous
+and free of overflow; above it in log ℓ, which prescribes the loss and lands on any value exactly.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mirrorode.flow import capture, events
+from mirrorode.flow import capture, events, explicit, field
 from mirrorode.flow.attempt import Attempt, try_step
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.events import Ending
+from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
-from mirrorode.flow.state import Point, Run, State, look
+from mirrorode.flow.landing import distance, share_to
+from mirrorode.flow.state import NEGLIGIBLE, Point, Run, State, look
 from mirrorode.flow.state import start as start
-from mirrorode.flow.step import Mode
+from mirrorode.flow.step import Mode, has_kinks
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
+FEW = 40  # samples that matter, below which implicit steps are cheap
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
@@ -39,13 +42,43 @@ def advance(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
+    outcome = _advance(run, state, rules)
+    if isinstance(outcome, Status):
+        return outcome
+    state, dense = outcome
+    return state, replace(dense, duals=run.shelf.keep(dense.duals))
+
+
+def _advance(
+    run: Run, state: State, rules: Sequence[StoppingRule]
+) -> tuple[State, DenseStep] | Status:
+    """Explicit while it is cheaper, and implicit from then on."""
+    if not state.late and has_kinks(run.flow):
+        at = state.field or field.evaluate(run.flow, state.dual, state.mode)
+        if not _hand_over(at):
+            outcome = explicit.advance(run, replace(state, field=at), rules)
+            if outcome is not Status.BLOCKED:
+                return outcome
+    outcome = _implicit(run, state, rules)
+    if outcome is Status.BLOCKED:
+        # Newton found no step: once more, with a tenth of the tolerance.
+        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=0.0)
+        outcome = _implicit(sharper, replace(state, last=None, h=None), rules)
+        run.largest_step = max(run.largest_step, sharper.largest_step)
+    return outcome
+
+
+def _implicit(
+    run: Run, state: State, rules: Sequence[StoppingRule]
+) -> tuple[State, DenseStep] | Status:
+    """One accepted step of the implicit method."""
     state, point = _prepare(run, state)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
         return Status.NON_FINITE
     if point.speed == 0:
         return Status.STATIONARY
     wanted = _first_step(state, point) if state.h is None else state.h
-    h = min(wanted, _distance(state, point, rules))
+    h = min(wanted, distance(point.loss, rules)) if state.late else wanted
     none = Pairs.none(state.dual.device)
     due: Ending | None = None
     guess, patient, frozen, landings = None, False, False, 0
@@ -66,12 +99,22 @@ def advance(
                 run.record("capture", vanishing, state.log_time, point.loss)
                 dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
                 held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
-                return advance(run, held, rules)
+                return _implicit(run, held, rules)
             if h < SMALLEST * run.largest_step:
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
-            landing = _share_to(attempt.dense, rules)
+            back = _back_at_once(attempt, h, run)
+            if state.late and len(back):
+                # At its kink from the start, and pushed back on it.
+                dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
+                if len(entered):
+                    run.record("slide", entered, state.log_time, point.loss)
+                    held = replace(
+                        state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True
+                    )
+                    return _implicit(run, held, rules)
+            landing = share_to(attempt.dense, rules)
             if landing < end.share:
                 # The noise of log t in a step is relative to what the step adds to it: from the
                 # third try on, a last short step does better than this one.
@@ -94,6 +137,18 @@ def advance(
     return Status.BLOCKED
 
 
+def _hand_over(at: Field) -> bool:
+    """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
+    matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
+    return at.loss >= LATE and matter < FEW
+
+
+def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
+    """Pairs that arrive at kinks on which they were at the start."""
+    arrivals, times = attempt.stages.arrivals, attempt.stages.arrival_times
+    return _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
+
+
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
     """The point at the start of a step, in a mode that holds there and with settled weights."""
     point = look(run, state)
@@ -101,7 +156,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
-    for _ in range(len(state.mode.slides)):
+    for _ in range(0 if state.stay else len(state.mode.slides)):
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
             break
@@ -132,21 +187,6 @@ def _first_step(state: State, point: Point) -> float:
     rms = float(state.dual.square().mean().sqrt())
     h = 0.01 * max(rms, 1e-3) / float(point.direction.square().mean().sqrt())
     return h * point.speed / point.loss if state.late else h
-
-
-def _distance(state: State, point: Point, rules: Sequence[StoppingRule]) -> float:
-    """How far the clock may run: up to the nearest prescribed loss."""
-    targets = [rule.target for rule in rules if not rule.by_time and state.late]
-    ahead = [math.log(target / point.loss) for target in targets if target > point.loss]
-    return min(ahead, default=math.inf)
-
-
-def _share_to(dense: DenseStep, rules: Sequence[StoppingRule]) -> float:
-    """The share of the step at which the first rule is met; 1 where none is, or at the very end."""
-    log_time, loss = dense.log_time_at(1.0), float(dense.log_inverse_loss(1.0))
-    passed = [rule for rule in rules if rule.met(log_time, loss) and not rule.at(log_time, loss)]
-    shares = (dense.locate(rule.target, by_time=rule.by_time) for rule in passed)
-    return min(shares, default=1.0)
 
 
 def _step_factor(error: float) -> float:
@@ -185,7 +225,7 @@ def _pattern_after(run: Run, state: State, attempt: Attempt) -> Pattern:
     pattern = [
         torch.where(hold, old, value > 0)
         for hold, old, value in zip(
-            state.mode.held(network.widths), state.mode.pattern, pre, strict=True
+            state.mode.held(network.fan_in), state.mode.pattern, pre, strict=True
         )
     ]
     # At a kink that was crossed just now the sign is round-off; there the crossing decides.
@@ -223,7 +263,7 @@ def _apply(
         mode = events.cross(mode, before, arrivals[crossing])
         run.record("cross", arrivals[crossing], log_time, loss)
     if len(mode.slides) or len(arrivals):
-        dual, mode, entered = events.enter(flow, dual, mode, arrivals[~crossing])
+        dual, mode, entered, _ = events.enter(flow, dual, mode, arrivals[~crossing])
         run.record("slide", entered, log_time, loss)
     return dual, mode, len(captures) + len(entered) + int(crossing.sum()) > 0
 

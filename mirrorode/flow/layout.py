@@ -1,7 +1,8 @@
 """Where the neurons of a two-layer network are in θ, for networks whose neurons separate.
 
-The network is f(x) = c Σ_j a_j σ(w_j·x), each a_j one parameter of its own or, for all j, a constant.
-An `MLP` with one hidden layer is of this form; of a module it is found out by evaluating it.
+The network is f(x) = c Σ_j a_j σ(w_j·x), each a_j one parameter of its own or, for all j, a
+constant. An `MLP` with one hidden layer is of this form; of a module it is found out by
+evaluating it.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ class Layout:
             return None
         return _of_module(network, like)
 
-    def gather(self, flat: Tensor, fixed: Tensor | None = None) -> Tensor:
-        """(…, n) as (…, N, d + 1): incoming weights first, the output weight (or ``fixed``) last."""
+    def gather(self, flat: Tensor) -> Tensor:
+        """(…, n) as (…, N, d + 1): incoming weights first, the output weight last."""
         if self.outgoing is not None:
             last = flat[..., self.outgoing]
         else:
-            last = (self.fixed if fixed is None else fixed).expand(*flat.shape[:-1], -1)
+            last = self.fixed.expand(*flat.shape[:-1], -1)
         return torch.cat([flat[..., self.incoming], last[..., None]], -1)
 
     def scatter(self, neurons: Tensor) -> Tensor:
@@ -71,7 +72,7 @@ def _of_mlp(network: MLP, like: Tensor) -> Layout:
 
 
 def _of_module(network: HomogeneousNetwork, like: Tensor) -> Layout | None:
-    """By evaluation at generic points: what the output weights depend on, and whether f is theirs."""
+    """By evaluation at generic points: what the output weights are, and whether f is theirs."""
     width, dim, n = network.units[0], network.input_dim, network.size
     if network.fan_in[0] != dim:
         return None

@@ -5,8 +5,8 @@ in question off, force F, and coefficients ξ in [0, 1] of their strengths β,
 
     minimise ‖a (F + Σ_s ξ_s β_s e_s)‖_D,
 
-which needs a β < 0 (a convex kink) to have its minimum inside; a concave kink, a β > 0, is crossed on
-arrival. At w = 0 all surfaces meet, and the neuron stays as long as nothing pulls it away.
+which needs a β < 0 (a convex kink) to have its minimum inside; a concave kink, a β > 0, is crossed
+on arrival. At w = 0 all surfaces meet, and the neuron stays as long as nothing pulls it away.
 """
 
 from __future__ import annotations
@@ -56,33 +56,21 @@ def decide(drive: Drive, met: Meeting) -> tuple[Tensor, Tensor, Tensor]:
     """
     row = torch.arange(len(met.s), device=met.s.device)
     beta = strengths(drive, met.s, met.surface)
-    output = drive.primal(met.dual[:, -1])
-    convex = output * beta < 0
+    convex = drive.primal(met.dual[:, -1]) * beta < 0
+    before = met.on[row, met.surface]
     members, on = met.slides.clone(), met.on.clone()
     members[row, met.surface] = convex
-    before = met.on[row, met.surface]
     on[row, met.surface] = torch.where(convex, before, ~before)
+    on &= ~members
+    xi = on.to(met.s)
     asked = torch.nonzero(members.any(1))[:, 0]
-    slides = torch.zeros_like(members)
     if len(asked):
-        free = on[asked] & ~members[asked]
-        settled_on, settled = settle(drive, met.s[asked], met.dual[asked], free, members[asked])
-        on[asked], slides[asked] = settled_on > 0, (settled_on > 0) & (settled_on < 1)
-        on[asked] = free | (settled_on >= 1) & members[asked]
-        del settled
-    xi = torch.where(on[row, met.surface], 1.0, 0.0).to(met.s)
-    if len(asked):
-        chosen = met.surface[asked]
-        inside = slides[asked, chosen]
-        value = settled_on[torch.arange(len(asked), device=row.device), chosen]
-        xi[asked] = torch.where(inside, value, xi[asked])
-    return on, slides, xi
+        xi[asked] += settle(drive, met.s[asked], met.dual[asked], on[asked], members[asked])
+    return xi >= 1, (xi > 0) & (xi < 1), xi[row, met.surface]
 
 
-def settle(
-    drive: Drive, s: Tensor, dual: Tensor, free: Tensor, members: Tensor
-) -> tuple[Tensor, Tensor]:
-    """ξ (A, G) of least norm for the surfaces ``members``, zero elsewhere; and the force left."""
+def settle(drive: Drive, s: Tensor, dual: Tensor, free: Tensor, members: Tensor) -> Tensor:
+    """ξ (A, G) of least norm for ``members``, zero elsewhere; others are on where ``free``."""
     theta = drive.primal(dual)
     metric = drive.metric(theta)[:, :-1]
     force = polynomial(drive.force(free), s)
@@ -100,7 +88,7 @@ def settle(
             xi[k, use] = _box(columns, metric[k], force[k])
     found = torch.zeros_like(members, dtype=dual.dtype)
     found.scatter_(1, inside.surface, torch.where(inside.valid, xi, 0.0))
-    return found, force
+    return found
 
 
 def _box(columns: Tensor, metric: Tensor, force: Tensor) -> Tensor:

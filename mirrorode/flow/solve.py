@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,7 +138,7 @@ class Recorder:
     def add(
         self, log_time: float, loss: float, dual: Tensor, dissipated: float, stats: Stats
     ) -> Status | None:
-        """Take an accepted step, which has ``dissipated`` so much; the status if the run is over."""
+        """Take an accepted step and what it has ``dissipated``; the status if the run is over."""
         self._last = (log_time, loss, dual, self._last[3] + dissipated)
         due = [rule for rule in self.pending if rule.met(log_time, loss)]
         self.pending = [rule for rule in self.pending if rule not in due]
@@ -162,7 +163,7 @@ class Recorder:
         return None
 
     def saved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log t (T,), log(1/𝓛) (T,), the dual (T, n) and what was dissipated (T,), last included."""
+        """log t, log(1/𝓛), dual and dissipation at the saved points, the last included."""
         if self.points[-1] is not self._last:
             self.points.append(self._last)
         log_time, loss, dual, dissipated = zip(*self.points, strict=True)
@@ -172,11 +173,11 @@ class Recorder:
 
 def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
     layout = Layout.of(run.flow.network, theta0)
-    state: two_layer.State | integrate.State
+    # Two states that have in common what is read here: dual, loss and log t.
+    state: Any = integrate.start(run.flow, theta0)
+    advance: Callable[..., Any] = integrate.advance
     if layout is not None:
         state, advance = two_layer.start(run.flow, theta0, layout), two_layer.advance
-    else:
-        state, advance = integrate.start(run.flow, theta0), integrate.advance
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED

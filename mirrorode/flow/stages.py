@@ -7,7 +7,7 @@ from torch import Tensor
 
 from mirrorode.flow import radau, tracking
 from mirrorode.flow.kinks import Pairs, Rows, divide
-from mirrorode.flow.step import Step
+from mirrorode.flow.step import Step, has_kinks
 from mirrorode.flow.system import Iterate, Stages, System
 from mirrorode.problem.networks import Forward
 
@@ -81,6 +81,6 @@ def _guess(step: Step, dual: Tensor, u: Tensor, frozen: bool) -> Iterate:
     follows = torch.minimum(nu[:, None] - q, total + torch.log(u.new_tensor(0.02)))
     u = torch.where(u < total + torch.log(u.new_tensor(0.01)), follows, u)
     flips, times = none, time
-    if step.flow.network.jump and step.preactivations and not frozen:
+    if has_kinks(step.flow) and not frozen:
         flips, times = tracking.find(step, forward.preactivations)
     return Iterate(dual, u, nu, flips, times, none, time)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from mirrorode.flow.field import Field
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.step import Clock, Mode, Step, metric, slide_coefficients
+from mirrorode.flow.step import Clock, Mode, Step, metric, push_signals, slide_coefficients
 from mirrorode.flow.trajectory import Event, Stats
 
 NEGLIGIBLE = 32.0  # samples lighter than e⁻³² of the heaviest do not enter a step
@@ -30,6 +32,8 @@ class State:
     last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
     late: bool = False
     settle: bool = False
+    stay: bool = False  # no sliding pair leaves at the start of the next step
+    field: Field | None = None  # of an explicit step, at its end
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,31 @@ class Point:
     preactivations: list[Tensor]
 
 
+class Shelf:
+    """Keeps the duals of accepted steps, row after row in a few large blocks.
+
+    A step starts where the last one ended, so that three rows of four are new; and large blocks
+    leave no holes between them, which small ones did: memory was four times what was kept.
+    """
+
+    ROWS = 256
+
+    def __init__(self) -> None:
+        self.rows: Tensor | None = None
+        self.used = 0
+
+    def keep(self, duals: Tensor) -> Tensor:
+        """A view that equals ``duals`` (4, n)."""
+        rows, used = self.rows, self.used
+        if rows is not None and used and torch.equal(rows[used - 1], duals[0]):
+            used -= 1
+        if rows is None or used + len(duals) > len(rows):
+            rows, used = duals.new_empty(self.ROWS, duals.shape[1]), 0
+        rows[used : used + len(duals)] = duals
+        self.rows, self.used = rows, used + len(duals)
+        return rows[used : used + len(duals)]
+
+
 @dataclass
 class Run:
     """One integration: its flow, tolerances, and what it has counted."""
@@ -56,13 +85,22 @@ class Run:
     stats: Stats = field(default_factory=Stats)
     events: list[Event] = field(default_factory=list)
     largest_step: float = 0.0
+    shelf: Shelf = field(default_factory=Shelf)
 
-    def record(self, kind: str, pairs: Pairs, log_time: float, loss: float) -> None:
+    def record(
+        self,
+        kind: str,
+        pairs: Pairs,
+        log_time: float,
+        loss: float,
+        coefficients: Sequence[float] = (),
+    ) -> None:
         """Write one event a pair."""
+        known = list(coefficients) or [math.nan] * len(pairs)
         self.stats.events += len(pairs)
         self.stats.slides += len(pairs) if kind == "slide" else 0
-        for layer, unit, sample in zip(*pairs.lists(), strict=True):
-            self.events.append(Event(kind, log_time, loss, layer, unit, sample))
+        for layer, unit, sample, xi in zip(*pairs.lists(), known, strict=True):
+            self.events.append(Event(kind, log_time, loss, layer, unit, sample, xi))
 
     def scale(self, dual: Tensor) -> Tensor:
         """What an error in the dual is measured by, coordinate by coordinate."""
@@ -83,7 +121,6 @@ def look(run: Run, state: State) -> Point:
     flow, data = run.flow, run.flow.dataset
     theta = flow.potential.inverse_gradient(state.dual)
     forward = flow.network.forward(theta, data.x, state.mode.pattern)
-    gradient, signals = flow.network.backward(forward)
     run.stats.half_passes += 2
     q = data.y * forward.output
     u = -q
@@ -93,15 +130,15 @@ def look(run: Run, state: State) -> Point:
     matters = u > u.max() - NEGLIGIBLE
     matters[state.mode.slides.sample] = True
     samples = torch.nonzero(matters)[:, 0]
-    rows = data.y[samples, None] * gradient[samples]
     pre = forward.preactivations
     step = fix_step(run, state, samples, pre, u[:0], 1.0, Clock(0.0, theta.new_zeros(3)))
     share = torch.softmax(u[samples], 0)
-    free = share @ rows
+    weight = torch.zeros_like(q).index_copy(0, samples, share * data.y[samples])
+    free, signals = flow.network.pull(forward, weight)
     direction = step.project(theta, free[None])[0]
     speed = (metric(flow, theta) * direction.square()).sum()
-    local = [signal[samples] for signal in signals]
-    coefficients = slide_coefficients(step, theta, share, free, local)
+    pushes = push_signals(flow.network, [signal[samples] for signal in signals])
+    coefficients = slide_coefficients(step, theta, weight[samples], free, pushes)
     loss, speed = torch.stack([-torch.logsumexp(-q, 0), speed]).tolist()
     return Point(theta, loss, u, samples, direction, speed, coefficients, pre)
 

@@ -1,7 +1,7 @@
 """The kink surfaces of a neuron: one line of inputs each, all through zero.
 
-For a neuron a σ(w·x) with σ(v) = s₀v + J max(v, 0), samples on one line through zero share one kink:
-with unit direction e and x_i = κ_i e,
+For a neuron a σ(w·x) with σ(v) = s₀v + J max(v, 0), samples on one line through zero share one
+kink: with unit direction e and x_i = κ_i e,
 
     σ(w·x_i) = (s₀κ_i + J min(κ_i, 0)) p + J |κ_i| max(p, 0),        p = w·e,
 

@@ -12,6 +12,7 @@ Newton eliminates Z, drops second derivatives, and solves for (u, ν) alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from mirrorode.flow import radau
 from mirrorode.flow.kinks import Pairs, Rows
-from mirrorode.flow.step import Step, metric, slide_coefficients
+from mirrorode.flow.step import Step, push_signals, slide_coefficients
 from mirrorode.problem.networks import Forward
 
 NEWTON_TOLERANCE = 1e-3  # of the error scale; at 3e-2 the noise reaches the error estimate
@@ -38,6 +39,7 @@ class Stages:
         preactivations: at the nodes, one (3, K, units) a layer.
         extrapolated: Σ μ_i h_i at the nodes on the *start* pattern (3, n), for the error estimate.
         coefficients: ξ of the sliding pairs at the nodes, (3, S); in [0, 1] while they slide.
+        dissipated: ∫‖ż‖²_D/Σμ over the step, the change of log(1/𝓛) that the velocity implies.
         iterations: of Newton; converged: False where an event in sight stopped it early.
     """
 
@@ -53,6 +55,7 @@ class Stages:
     preactivations: list[Tensor]
     extrapolated: Tensor
     coefficients: Tensor
+    dissipated: float
     iterations: int
     converged: bool
 
@@ -83,7 +86,7 @@ class System:
         self.step, self.rows, self.forward = step, rows, forward
         self.u, self.nu, self.dual = it.u, it.nu, it.dual
         self.theta = step.flow.potential.inverse_gradient(it.dual)
-        self.inverse = metric(step.flow, self.theta)
+        self.inverse = step.inverse(self.theta)
         gradient, signals = step.flow.network.backward(forward)
         step.stats.half_passes += radau.STAGES
         plain = step.y[rows.sample, None] * gradient
@@ -148,17 +151,43 @@ class System:
         mu = torch.exp(self.u)[:, None, :]
         return (mu @ at_nodes(self.grad, self.rows))[:, 0]
 
+    def _dissipated(self, it: Iterate) -> float:
+        """The Radau quadrature of ‖ż‖²_D/Σμ, exactly over each window between two crossings."""
+        if len(self.rows.sample) != len(self.step.x) + len(it.flips):
+            return math.nan  # crossings have not settled
+        mu, order = torch.exp(it.u)[..., None], torch.argsort(it.times)
+        times = it.times[order]
+        edges = torch.cat([times.new_zeros(1), times, times.new_ones(1)])
+        integral = radau.evaluate(radau.SLOPE_INTEGRAL, edges).diff(dim=0)
+        active = torch.arange(mu.shape[1], device=mu.device)
+        # The rows of a sample follow its crossings in time.
+        row = torch.argsort(torch.argsort(it.flips.sample[order], stable=True)) + len(active)
+        total = 0.0
+        velocity = (mu * self.grad[:, active]).sum(1)
+        for window, part in enumerate(integral):
+            if window > 0:
+                sample, new = it.flips.sample[order][window - 1], row[window - 1]
+                change = self.grad[:, new] - self.grad[:, active[sample]]
+                velocity = velocity + mu[:, sample] * change
+                active[sample] = new
+            speed = (self.inverse * velocity.square()).sum(-1) / mu[..., 0].sum(-1)
+            total += float(part @ speed)
+        return self.step.h * total
+
     def finish(self, it: Iterate, after: Forward, iteration: int, *, converged: bool) -> Stages:
         """The solution as it stands, with the network at its stages."""
         count, mu = len(self.step.x), torch.exp(it.u)
         smooth = (mu[:, None, :] @ self.grad[:, :count])[:, 0]
         free = (mu[:, None, :] @ self.at_nodes)[:, 0]
-        coefficients = slide_coefficients(self.step, self.theta, mu, free, self.signals)
+        weight = mu * self.step.y
+        weighted = [weight[..., None] * signal for signal in self.signals]
+        pushes = push_signals(self.step.flow.network, weighted)
+        coefficients = slide_coefficients(self.step, self.theta, weight, free, pushes)
         theta = self.step.flow.potential.inverse_gradient(it.dual)
         pre = [at_nodes(value, self.rows) for value in after.preactivations]
         return Stages(
             it.dual, theta, it.u, it.nu, self.rows, it.flips, it.times, it.arrivals,
-            it.arrival_times, pre, smooth, coefficients, iteration, converged,
+            it.arrival_times, pre, smooth, coefficients, self._dissipated(it), iteration, converged,
         )  # fmt: skip
 
 

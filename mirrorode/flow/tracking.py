@@ -7,7 +7,8 @@ from torch import Tensor
 
 from mirrorode.flow import radau
 from mirrorode.flow.kinks import Pairs, crossings
-from mirrorode.flow.step import Step, pair_normals
+from mirrorode.flow.normals import of_pairs, solve_gram
+from mirrorode.flow.step import Step, has_kinks, jumps
 from mirrorode.flow.system import Iterate, System, at_nodes
 from mirrorode.problem.networks import Forward, Pattern
 
@@ -17,12 +18,12 @@ STEADY = 0.01  # of a step: crossing times that move less do not keep Newton goi
 def find(step: Step, pre: list[Tensor]) -> tuple[Pairs, Tensor]:
     """The crossings of pre-activations ``pre`` (3, K, units) at the nodes, and their times."""
     values = [torch.cat([a[None], b]) for a, b in zip(step.preactivations, pre, strict=True)]
-    return crossings(step.mode.pattern, values, step.mode.held(step.flow.network.widths))
+    return crossings(step.mode.pattern, values, step.mode.held(step.flow.network.fan_in))
 
 
 def update(step: Step, it: Iterate, system: System, after: Forward, frozen: bool) -> bool:
     """Bring the crossings of the updated iterate up to date; True if they have changed."""
-    if step.flow.network.jump == 0 or not step.preactivations:
+    if not has_kinks(step.flow):
         return False
     pre = [at_nodes(value, system.rows) for value in after.preactivations]
     at_end = [value[-1].clone() for value in pre]
@@ -107,9 +108,15 @@ def _sides(
     """r_on − r_off of the pairs at the nodes (3, F), the pattern there, and which pairs are on."""
     theta = system.theta
     pattern = [at_nodes(on.expand(3, *on.shape), system.rows) for on in system.rows.pattern]
-    at_pairs = [on[:, pairs.sample] for on in pattern]
-    normals = pair_normals(step.flow, theta, step.x, pairs, at_pairs)
-    tangent = step.project(theta, normals)
-    squared = (normals * tangent * system.inverse[:, None, :]).sum(-1)
-    jump = torch.exp(system.u[:, pairs.sample]) * push * step.flow.network.jump * squared
+    both = pairs + step.mode.slides
+    at_pairs = [on[:, both.sample] for on in pattern]
+    found = of_pairs(step.flow.network, theta, step.x, both, at_pairs)
+    gram, count = found.gram(system.inverse), len(pairs)
+    squared = gram.diagonal(dim1=-2, dim2=-1)[..., :count]
+    if len(both) > count:
+        # Less what the sliding kinks take of it.
+        mixed = gram[..., count:, :count]
+        tied = solve_gram(gram[..., count:, count:], mixed)
+        squared = squared - (mixed * tied).sum(-2)
+    jump = torch.exp(system.u[:, pairs.sample]) * push * jumps(step.flow, pairs) * squared
     return jump, pattern, pairs.gather([on.to(theta) for on in pattern])

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from mirrorode.flow import meeting, radau, waveform
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.integrate import LATE, SMALLEST, _distance, _share_to
+from mirrorode.flow.integrate import LATE, SMALLEST
+from mirrorode.flow.landing import distance, share_to
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.neurons import Neurons
@@ -29,6 +30,9 @@ from mirrorode.flow.trajectory import Event, Status
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step
+FEW = 3  # events in a step that are landed on
+BENT = 0.03  # error of a step from which they are
+LANDED = 0.01  # share of a step within which an event is at its end
 HARD = 8  # sweeps from which the next step grows little: a failed one costs more
 FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
 DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that rejects it
@@ -95,7 +99,7 @@ def start(flow: MirrorFlow, theta0: Tensor, layout: Layout) -> State:
 def _look(run: Run, state: State) -> Point:
     flow, neurons, surfaces = run.flow, state.neurons, state.surfaces
     problem = _problem(run, state, torch.arange(len(flow.dataset)), 1.0, Clock(0.0, neurons.dual))
-    duals, slides = neurons.dual[None], neurons.slides[None]
+    duals = neurons.dual[None]
     q = problem[0].margins(duals)[0]
     u = -q
     if state.late:
@@ -127,7 +131,8 @@ def _problem(
     start = Neurons(neurons.dual, neurons.on[:, kept], neurons.slides[:, kept], neurons.captured)
     return waveform.Problem(
         flow.potential, flow.dataset.x[samples], flow.dataset.y[samples], surfaces,
-        state.layout.factor, float(state.layout.outgoing is not None), start, _scale(run, neurons.dual), run.rtol, clock, h,
+        state.layout.factor, float(state.layout.outgoing is not None), start,
+        _scale(run, neurons.dual), run.rtol, clock, h,
     ), kept  # fmt: skip
 
 
@@ -149,16 +154,18 @@ def advance(
     if state.settle:
         state, point = _settle(run, state, point)
     wanted = _first_step(state, point) if state.h is None else state.h
-    h = min(wanted, _distance(state, point, rules))
+    h = min(wanted, distance(point.loss, rules)) if state.late else wanted
     for _ in range(60):
         attempt = _try(run, state, point, h)
-        if attempt is None or not attempt.error <= 1:
+        at_kink = None if attempt is None else _kink_to_land_on(attempt)
+        if attempt is None or at_kink is not None or not attempt.error <= 1:
             run.stats.rejected += 1
-            h = wanted = h * (0.3 if attempt is None else min(0.8, _factor(attempt.error)))
+            share = 0.3 if attempt is None else at_kink or min(0.8, _factor(attempt.error))
+            h = wanted = h * share
             if h < SMALLEST * run.largest_step:
                 break
             continue
-        landing = _share_to(attempt.dense, rules)
+        landing = share_to(attempt.dense, rules)
         if landing < 1:
             h *= landing
             continue
@@ -166,6 +173,18 @@ def advance(
         following = grown if h >= wanted else max(wanted, grown)
         return _accept(run, state, attempt, h, following), attempt.dense
     return Status.BLOCKED
+
+
+def _kink_to_land_on(attempt: Attempt) -> float | None:
+    """The share of the step up to its first kink, where a few of them, by themselves, bend it.
+
+    Of hundreds in a step each is small and their sum is like noise. A few are better ended at.
+    """
+    times = sorted(float(s) for event in attempt.found.path.events for s in event.s)
+    if not 0 < len(times) <= FEW or attempt.found.defect < BENT:
+        return None
+    inside = [s for s in times if LANDED < s < 1 - LANDED]
+    return inside[0] if inside else None
 
 
 def _factor(error: float) -> float:
@@ -235,7 +254,9 @@ def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:
     return u.expand(radau.STAGES, -1).clone()
 
 
-def _widened(run: Run, state: State, found: waveform.Solution, samples: Tensor, wider: Tensor) -> Tensor:
+def _widened(
+    run: Run, state: State, found: waveform.Solution, samples: Tensor, wider: Tensor
+) -> Tensor:
     """log μ (3, K') of a solution over more samples; the new ones follow their margins."""
     theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
     u = found.nu[:, None] - run.flow.margins(theta)
@@ -245,7 +266,9 @@ def _widened(run: Run, state: State, found: waveform.Solution, samples: Tensor, 
     return u[:, wider]
 
 
-def _samples_that_matter(run: Run, state: State, samples: Tensor, found: waveform.Solution) -> Tensor:
+def _samples_that_matter(
+    run: Run, state: State, samples: Tensor, found: waveform.Solution
+) -> Tensor:
     data = run.flow.dataset
     if len(samples) == len(data):
         return samples

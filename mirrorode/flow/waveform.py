@@ -1,8 +1,8 @@
 """One step of a two-layer network: the sample weights as the unknown, the neurons exact.
 
 Given the weights μ at the three Radau IIA nodes, and with them as quadratics over the step, every
-neuron is followed on its own through all its kinks (`subflow`). What remains is to find weights that
-agree with the margins they lead to, at the nodes:
+neuron is followed on its own through all its kinks (`subflow`). What remains is to find weights
+that agree with the margins they lead to, at the nodes:
 
     log μ_i + q_i(Z_j[μ]) = ν_j for each sample i,        log Σ_i μ_i = follows·ν_j + offset_j,
 
@@ -73,7 +73,7 @@ class Problem:
         return self.y * self.factor * (theta[..., -1:].mT @ post)[..., 0, :]
 
     def rows(self, duals: Tensor, slides: Tensor) -> tuple[Tensor, Tensor]:
-        """Margin gradients (P, K, N, d + 1), tangent to the slides, and the metric (P, N, d + 1)."""
+        """Margin gradients (P, K, N, d + 1), tangent to slides, and the metric (P, N, d + 1)."""
         theta = self.potential.inverse_gradient(duals)
         metric = self.potential.inverse_hessian(theta).clamp(max=1e90)
         pre = theta[..., :-1] @ self.x.T
@@ -115,7 +115,12 @@ def _drive(problem: Problem, mu: Tensor) -> Drive:
     weights = coefficients * (problem.y * problem.factor)
     base, strength = problem.surfaces.forces(weights)
     return Drive(
-        problem.potential, problem.surfaces, base, strength, coefficients.sum(1), problem.h,
+        problem.potential,
+        problem.surfaces,
+        base,
+        strength,
+        coefficients.sum(1),
+        problem.h,
         problem.moving,
     )
 
@@ -261,8 +266,8 @@ def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) 
     """Early: the integrated defect of the weights between the nodes, and a share of its parts.
 
     The weights of the margins at the three middles are compared with the interpolated ones: for
-    smooth weights the parts of the sum cancel as far as Radau's quadrature is exact, for kinked ones
-    they do not.
+    smooth weights the parts of the sum cancel as far as Radau's quadrature is exact, for kinked
+    ones they do not.
     """
     mu = torch.exp(u)
     middles = u.new_tensor(MIDDLES)

@@ -125,6 +125,12 @@ class HomogeneousNetwork(ABC):
     def rates(self, theta: Tensor, velocity: Tensor, x: Tensor, pattern: Pattern) -> list[Tensor]:
         """Derivatives of all pre-activations along ``velocity`` (…, n) on the pattern."""
 
+    def pull(self, forward: Forward, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Σ_r weight_r ∂f_r/∂θ, (…, n), and the signals times the weight (…, R) of their row."""
+        gradient, signals = self.backward(forward)
+        total = (weight[..., None, :] @ gradient)[..., 0, :]
+        return total, [weight[..., None] * signal for signal in signals]
+
     @property
     def size(self) -> int:
         """n, the number of parameters."""
@@ -257,6 +263,34 @@ class MLP(HomogeneousNetwork):
         seed = top.new_full((*top.shape[:-1], 1), float(self.output_scale or 1.0))
         weights = list(self.unflatten(forward.theta).values())
         return self._backward(weights, forward.entering, forward.pattern, seed)
+
+    def pull(self, forward: Forward, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """As in the base class, without a gradient for each row: a product of two matrices."""
+        delta = float(self.output_scale or 1.0) * weight[..., None]
+        weights = list(self.unflatten(forward.theta).values())
+        parts, signals = [], []
+        for layer in range(len(weights) - 1, -1, -1):
+            parts.append((delta.mT @ forward.entering[layer]).flatten(-2))
+            if layer > 0:
+                signals.append(delta @ weights[layer])
+                delta = signals[-1] * self._slope(forward.pattern[layer - 1]).to(delta)
+        return torch.cat(parts[::-1], dim=-1), signals[::-1]
+
+    def normal_factors(
+        self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor
+    ) -> list[tuple[Tensor, Tensor]]:
+        """The `normals` as δ ⊗ a, one pair (…, R, fan-out), (…, R, fan-in) a weight matrix.
+
+        Only the matrices below hidden ``layer``; in the uppermost of them δ is a unit vector.
+        """
+        weights = list(self.unflatten(theta).values())[: layer + 1]
+        _, post = self._forward(weights, x, pattern)
+        delta = torch.nn.functional.one_hot(unit, self.widths[layer + 1]).to(theta)
+        factors = [(delta.expand(*theta.shape[:-1], *delta.shape), post[layer])]
+        for below in range(layer - 1, -1, -1):
+            delta = (factors[-1][0] @ weights[below + 1]) * self._slope(pattern[below]).to(theta)
+            factors.append((delta, post[below]))
+        return factors[::-1]
 
     def normals(
         self, theta: Tensor, x: Tensor, pattern: Pattern, layer: int, unit: Tensor

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.step import pair_normals
+from mirrorode.flow.normals import pair_normals
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.theory.cones import Array, nearest, smallest
 
@@ -139,7 +139,7 @@ class _Problem:
         pattern = kinks.mark(forward.pattern, False)
         gradient, signals = flow.network.backward(flow.network.forward(theta, x, pattern))
         own = [on[kinks.sample] for on in pattern]
-        normals = pair_normals(flow, theta, x, kinks, own)
+        normals = pair_normals(flow.network, theta, x, kinks, own)
         signal = y[kinks.sample] * kinks.gather(signals).to(theta) * _jump(flow, kinks)
         # A pair without signal or without input is no kink of the margin, unless one above it,
         # when on, lets it through.
@@ -308,7 +308,7 @@ def _through(
         for layer, on in enumerate(switched):
             here = torch.nonzero(kinks.layer[low] == layer)[:, 0]
             on[here, kinks.unit[low][here]] = True
-        gain = pair_normals(flow, theta, x, kinks[high], switched) - m[high]
+        gain = pair_normals(flow.network, theta, x, kinks[high], switched) - m[high]
         size = m[low].square().sum(1)
         part = (gain * m[low]).sum(1) / size.clamp(min=1e-300)
         # Round-off where the two units are not connected.

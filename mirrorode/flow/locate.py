@@ -1,0 +1,198 @@
+"""Where in a piece a neuron first meets something: a kink, the end of a slide, w = 0, a = 0.
+
+Every event function is looked at on a grid of the piece, so that two crossings in it are seen, and
+its root found on the dense output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mirrorode.flow import meeting
+from mirrorode.flow.neurons import Drive, Slides, polynomial
+from mirrorode.flow.pieces import Piece
+
+GRID = (0.25, 0.5, 0.75, 1.0)  # where a piece is looked at for kinks, two crossings in it included
+SIGN = 1e-13  # of ‖w‖: what counts as on the surface, in detection and location alike
+ROOT = 1e-11  # of a piece
+
+
+def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+    """The first event of each neuron: its share of the piece, its kind (−1: none), its surface."""
+    count = len(piece.rows)
+    share = torch.ones_like(piece.s)
+    kind = torch.full_like(piece.rows, -1)
+    surface = torch.full_like(piece.rows, -1)
+    grid = share.new_tensor(GRID)[:, None].expand(-1, count)
+    theta = drive.primal(piece.at(grid)[..., :-1])
+    start = drive.primal(piece.state[:, :-1])
+    slack = SIGN * start[:, :-1].norm(dim=1)
+    before = piece.on
+    sign = torch.where(before, -1.0, 1.0).to(share)
+    beyond = (theta[..., :-1] @ drive.surfaces.normal.T) * sign > slack[:, None]
+    beyond &= ~piece.slides
+    outside = _outside(drive, piece, grid, theta)
+    ended, back, on_line = _ended(piece, theta, start)
+    rows = piece.sliding.rows
+    # A neuron that slides on a line through w = 0 meets no other surface before it is there.
+    beyond[:, rows[on_line]] = False
+    bad = beyond.any(-1)
+    if len(rows):
+        bad[:, rows] |= outside.any(-1) | ended | back
+    if not bool(bad.any()):
+        return share, kind, surface
+    hit = torch.nonzero(bad.any(0))[:, 0]
+    first = bad.to(torch.uint8).argmax(0)
+    edges = share.new_tensor((0.0, *GRID))
+    low, high = edges[first], edges[first + 1]
+    found = _crossings(drive, piece, beyond, hit, first, low, high, sign, slack)
+    if len(rows):
+        slot = torch.full_like(piece.rows, -1)
+        slot[rows] = torch.arange(len(rows), device=rows.device)
+        found += _exits(drive, piece, outside, slot, hit, first, low, high)
+        found += _turns(drive, piece, ended, back, slot, hit, first, low, high, start)
+    neuron, at, what, where = (torch.cat(part) for part in zip(*found, strict=True))
+    order = torch.argsort(at, stable=True)
+    order = order[torch.argsort(neuron[order], stable=True)]
+    lead = torch.ones_like(order, dtype=torch.bool)
+    lead[1:] = neuron[order].diff() != 0
+    order = order[lead]
+    share[neuron[order]] = at[order]
+    kind[neuron[order]] = what[order]
+    surface[neuron[order]] = where[order]
+    return share, kind, surface
+
+
+def _outside(drive: Drive, piece: Piece, grid: Tensor, theta: Tensor) -> Tensor:
+    """Which coefficients of sliding surfaces are outside [0, 1], (4, B, M)."""
+    rows = piece.sliding.rows
+    if len(rows) == 0:
+        return torch.zeros(len(grid), 0, 0, dtype=torch.bool, device=grid.device)
+    xi = _coefficients(
+        drive, piece, rows, piece.sliding, (piece.s + grid * piece.delta)[:, rows], theta[:, rows]
+    )
+    return ((xi < -1e-12) | (xi > 1 + 1e-12)) & piece.sliding.valid
+
+
+def _coefficients(
+    drive: Drive, piece: Piece, rows: Tensor, sliding: Slides, s: Tensor, theta: Tensor
+) -> Tensor:
+    """ξ (…, B, M) of the sliding surfaces of neurons ``rows`` at positions s (…, B)."""
+    metric = drive.metric(theta)[..., :-1]
+    force = polynomial(piece.force[rows], s)
+    c = drive.strength[:, sliding.surface]
+    at = s[..., None]
+    beta = c[0] + at * (c[1] + at * c[2])
+    found = sliding.multipliers(metric, force)
+    return torch.where(sliding.valid, -found / torch.where(sliding.valid, beta, 1.0), 0.5)
+
+
+def _ended(piece: Piece, theta: Tensor, start: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Which sliding neurons have passed w = 0, have turned their output weight; are on a line."""
+    rows = piece.sliding.rows
+    w, a = theta[:, rows, :-1], theta[:, rows, -1]
+    dim = w.shape[-1]
+    on_line = (piece.sliding.valid.sum(1) >= dim - 1) & (dim > 1)
+    ended = ((w * start[rows, :-1]).sum(-1) < 0) & on_line
+    back = (a * start[rows, -1]) < 0
+    return ended, back, on_line
+
+
+_Found = list[tuple[Tensor, Tensor, Tensor, Tensor]]
+
+
+def _crossings(
+    drive: Drive, piece: Piece, beyond: Tensor, hit: Tensor, first: Tensor, low: Tensor,
+    high: Tensor, sign: Tensor, slack: Tensor,
+) -> _Found:  # fmt: skip
+    at_first = beyond[first[hit], hit]
+    slot, surface = torch.nonzero(at_first, as_tuple=True)
+    neuron = hit[slot]
+    normal = drive.surfaces.normal[surface]
+    side, beneath = sign[neuron, surface], slack[neuron]
+
+    def gap(share: Tensor) -> Tensor:
+        weights = drive.primal(piece.of(neuron, share)[:, :-2])
+        return side * (weights * normal).sum(1) - beneath
+
+    at = _root(gap, low[neuron], high[neuron])
+    return [(neuron, at, torch.full_like(neuron, meeting.CROSS), surface)]
+
+
+def _exits(
+    drive: Drive, piece: Piece, outside: Tensor, slot: Tensor, hit: Tensor, first: Tensor,
+    low: Tensor, high: Tensor,
+) -> _Found:  # fmt: skip
+    hit = hit[slot[hit] >= 0]
+    at_first = outside[first[hit], slot[hit]]
+    which, column = torch.nonzero(at_first, as_tuple=True)
+    if len(which) == 0:
+        return []
+    neuron = hit[which]
+    part = slot[neuron]
+    sliding = Slides(
+        part, piece.sliding.surface[part], piece.sliding.valid[part], piece.sliding.normal[part]
+    )
+    row = torch.arange(len(neuron), device=neuron.device)
+
+    def gap(share: Tensor) -> Tensor:
+        theta = drive.primal(piece.of(neuron, share)[:, :-1])
+        s = piece.s[neuron] + share * piece.delta[neuron]
+        xi = _coefficients(drive, piece, neuron, sliding, s, theta)[row, column]
+        return (xi - 0.5).abs() - (0.5 + 1e-12)
+
+    at = _root(gap, low[neuron], high[neuron])
+    kind = torch.full_like(neuron, meeting.EXIT)
+    return [(neuron, at, kind, sliding.surface[row, column])]
+
+
+def _turns(
+    drive: Drive, piece: Piece, ended: Tensor, back: Tensor, slot: Tensor, hit: Tensor,
+    first: Tensor, low: Tensor, high: Tensor, start: Tensor,
+) -> _Found:  # fmt: skip
+    found: _Found = []
+    hit = hit[slot[hit] >= 0]
+    for mask, kind, columns in (
+        (ended, meeting.CAPTURE, slice(None, -1)),
+        (back, meeting.BRANCH, slice(-1, None)),
+    ):
+        neuron = hit[mask[first[hit], slot[hit]]]
+        if len(neuron) == 0:
+            continue
+
+        def gap(share: Tensor, neuron: Tensor = neuron, columns: slice = columns) -> Tensor:
+            theta = drive.primal(piece.of(neuron, share)[:, :-1])
+            return -(theta[:, columns] * start[neuron, columns]).sum(1)
+
+        at = _root(gap, low[neuron], high[neuron])
+        code = torch.full_like(neuron, kind)
+        found.append((neuron, at, code, torch.full_like(neuron, -1)))
+    return found
+
+
+def _root(gap: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """Where each gap turns positive in [low, high]: Ridders' method (1979).
+
+    The result lies on the positive side, by at most 1e-11, so that what was seen has happened.
+    """
+    f_low, f_high = gap(low), gap(high)
+    high = torch.where(f_low >= 0, low, high)
+    for _ in range(50):
+        if not bool((high - low > ROOT).any()):
+            break
+        middle = 0.5 * (low + high)
+        value = gap(middle)
+        bent = value * (value.square() - f_low * f_high).clamp(min=1e-300).rsqrt()
+        guess = middle - 0.5 * (high - low) * bent
+        # The guess is on one side by a hair; one more hair, and the root is enclosed.
+        f_guess = gap(guess)
+        hair = guess + torch.where(f_guess > 0, -0.9 * ROOT, 0.9 * ROOT)
+        for at, f in ((middle, value), (guess, f_guess), (hair, gap(hair))):
+            inside = (at > low) & (at < high)
+            above, below = inside & (f > 0), inside & ~(f > 0)
+            f_high, high = torch.where(above, f, f_high), torch.where(above, at, high)
+            f_low, low = torch.where(below, f, f_low), torch.where(below, at, low)
+    return high
