@@ -27,6 +27,7 @@ figures: $(STAMP)
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/late_phase.py
+	$(BIN)/python benchmarks/inclusion.py
 
 clean:
 	rm -rf $(VENV) runs
