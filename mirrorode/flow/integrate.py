@@ -71,6 +71,7 @@ def _implicit(
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step of the implicit method."""
     state, point = _prepare(run, state)
+    run.complete(state.mode.slides, point.coefficients)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
         return Status.NON_FINITE
     if point.speed == 0:
@@ -158,7 +159,8 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
             break
-        run.record("exit", off + on, state.log_time, point.loss)
+        sides = [0.0] * len(off) + [1.0] * len(on)
+        run.record("exit", off + on, state.log_time, point.loss, sides)
         state = replace(state, mode=mode, last=None, settle=state.late)
         point = look(run, state)
     if any(bool(units.any()) for units in state.mode.captured):
