@@ -26,6 +26,7 @@ from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
+STUCK = 15  # explicit steps in a row that stability limits, after which it is for the implicit ones
 FEW = 40  # samples that matter, below which implicit steps are cheap
 LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
@@ -53,7 +54,7 @@ def _advance(
     """Explicit while it is cheaper, and implicit from then on."""
     if not state.late and has_kinks(run.flow):
         at = state.field or field.evaluate(run.flow, state.dual, state.mode)
-        if not _hand_over(at):
+        if not _hand_over(state, at):
             outcome = explicit.advance(run, replace(state, field=at), rules)
             if outcome is not Status.BLOCKED:
                 return outcome
@@ -136,10 +137,10 @@ def _implicit(
     return Status.BLOCKED
 
 
-def _hand_over(at: Field) -> bool:
+def _hand_over(state: State, at: Field) -> bool:
     """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
     matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
-    return at.loss >= LATE and matter < FEW
+    return matter < FEW and (at.loss >= LATE or state.stiff >= STUCK)
 
 
 def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
@@ -228,7 +229,7 @@ def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> S
     last = None if settle else (dense.duals, attempt.step.h)
     return State(
         dual, mode, loss, weights, float(found.nu[2]), log_time, state.h, last, state.late,
-        settle,
+        settle, stiff=state.stiff,
     )  # fmt: skip
 
 

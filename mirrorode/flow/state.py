@@ -32,6 +32,7 @@ class State:
     last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
     late: bool = False
     settle: bool = False
+    stiff: int = 0  # explicit steps in a row that stability has limited
     stay: bool = False  # no sliding pair leaves at the start of the next step
     field: Field | None = None  # of an explicit step, at its end
 
