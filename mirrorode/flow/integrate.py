@@ -27,8 +27,11 @@ from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
 STUCK = 15  # explicit steps in a row that stability limits, after which it is for the implicit ones
-FEW = 40  # samples that matter, below which implicit steps are cheap
-LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
+FEW = (
+    100  # samples that matter, below which implicit steps are cheaper (measured on 100 × 100 units)
+)
+LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock,
+EAGER = 1.0  # and from which it can be, where explicit steps have become dear
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
@@ -140,7 +143,7 @@ def _implicit(
 def _hand_over(state: State, at: Field) -> bool:
     """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
     matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
-    return matter < FEW and (at.loss >= LATE or state.stiff >= STUCK)
+    return matter < FEW and (at.loss >= EAGER or state.stiff >= STUCK)
 
 
 def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
@@ -152,7 +155,7 @@ def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
     """The point at the start of a step, in a mode that holds there and with settled weights."""
     point = look(run, state)
-    if not state.late and point.loss >= LATE:
+    if not state.late and point.loss >= (EAGER if has_kinks(run.flow) else LATE):
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
