@@ -28,6 +28,7 @@ from mirrorode.flow.state import Run, State
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 
+STIFF = 2.5  # h times the largest eigenvalue, of a step that stability limits
 ATTEMPTS = 60  # at one step
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 
@@ -60,7 +61,8 @@ def advance(
         grown = h * _factor(smooth.error, rejected=rejected)
         if end.share < 1 and end.error > 0:
             grown = min(grown, h * max(2 * end.share, 0.5))
-        return accept(run, state, end, grown), end.dense
+        stiff = state.stiff + 1 if smooth.stiffness > STIFF else 0
+        return replace(accept(run, state, end, grown), stiff=stiff), end.dense
     return Status.BLOCKED
 
 

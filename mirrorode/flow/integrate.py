@@ -28,8 +28,12 @@ from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 from mirrorode.problem.networks import Pattern
 
-FEW = 40  # samples that matter, below which implicit steps are cheap
-LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock
+STUCK = 15  # explicit steps in a row that stability limits, after which it is for the implicit ones
+FEW = (
+    100  # samples that matter, below which implicit steps are cheaper (measured on 100 × 100 units)
+)
+LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock,
+EAGER = 1.0  # and from which it can be, where explicit steps have become dear
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
@@ -55,7 +59,7 @@ def _advance(
     """Explicit while it is cheaper, and implicit from then on."""
     if not state.late and has_kinks(run.flow):
         at = state.field or field.evaluate(run.flow, state.dual, state.mode)
-        if not _hand_over(at):
+        if not _hand_over(state, at):
             outcome = explicit.advance(run, replace(state, field=at), rules)
             if outcome is not Status.BLOCKED:
                 return outcome
@@ -73,6 +77,7 @@ def _implicit(
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step of the implicit method."""
     state, point = _prepare(run, state)
+    run.complete(state.mode.slides, point.coefficients)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
         return Status.NON_FINITE
     if point.speed == 0:
@@ -137,10 +142,10 @@ def _implicit(
     return Status.BLOCKED
 
 
-def _hand_over(at: Field) -> bool:
+def _hand_over(state: State, at: Field) -> bool:
     """Whether an implicit step over the samples that matter is now cheaper than explicit ones."""
     matter = int((at.share > math.exp(-NEGLIGIBLE) * at.share.max()).sum())
-    return at.loss >= LATE and matter < FEW
+    return matter < FEW and (at.loss >= EAGER or state.stiff >= STUCK)
 
 
 def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
@@ -152,7 +157,7 @@ def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
     """The point at the start of a step, in a mode that holds there and with settled weights."""
     point = look(run, state)
-    if not state.late and point.loss >= LATE:
+    if not state.late and point.loss >= (EAGER if has_kinks(run.flow) else LATE):
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
@@ -160,7 +165,8 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
             break
-        run.record("exit", off + on, state.log_time, point.loss)
+        sides = [0.0] * len(off) + [1.0] * len(on)
+        run.record("exit", off + on, state.log_time, point.loss, sides)
         state = replace(state, mode=mode, last=None, settle=state.late)
         point = look(run, state)
     if any(bool(units.any()) for units in state.mode.captured):
@@ -213,7 +219,7 @@ def accept(run: Run, state: State, attempt: Attempt, endings: list[Ending]) -> S
     last = None if settle else (dense.duals, attempt.step.h)
     return State(
         dual, mode, loss, weights, float(found.nu[2]), log_time, state.h, last, state.late,
-        settle,
+        settle, stiff=state.stiff,
     )  # fmt: skip
 
 

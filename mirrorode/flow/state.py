@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -32,6 +32,7 @@ class State:
     last: tuple[Tensor, float] | None = None  # duals (4, n) and h of the previous step
     late: bool = False
     settle: bool = False
+    stiff: int = 0  # explicit steps in a row that stability has limited
     stay: bool = False  # no sliding pair leaves at the start of the next step
     field: Field | None = None  # of an explicit step, at its end
 
@@ -101,6 +102,20 @@ class Run:
         self.stats.slides += len(pairs) if kind == "slide" else 0
         for layer, unit, sample, xi in zip(*pairs.lists(), known, strict=True):
             self.events.append(Event(kind, log_time, loss, layer, unit, sample, xi))
+
+    def complete(self, slides: Pairs, coefficients: Tensor) -> None:
+        """Write the ξ that pairs slide with to their entries, known only now."""
+        known = dict(zip(zip(*slides.lists(), strict=True), coefficients.tolist(), strict=True))
+        for place in range(len(self.events) - 1, -1, -1):
+            event = self.events[place]
+            if event.kind != "slide":
+                continue
+            if not math.isnan(event.coefficient):
+                break
+            xi = known.get((event.layer, event.unit, event.sample), math.nan)
+            self.events[place] = replace(event, coefficient=xi)
+            if math.isnan(xi):
+                break
 
     def scale(self, dual: Tensor) -> Tensor:
         """What an error in the dual is measured by, coordinate by coordinate."""

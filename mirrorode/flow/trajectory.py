@@ -6,7 +6,7 @@ import bisect
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -265,10 +265,16 @@ class Trajectory:
         )
         return cls(
             flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
-            tensors["dual"], steps, tuple(Event(*event) for event in head["events"]),
+            tensors["dual"], steps, tuple(_event(*event) for event in head["events"]),
             Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
             head["rtol"], tensors["dissipated"],
         )  # fmt: skip
+
+
+def _event(*values: Any) -> Event:
+    """An event as stored; its NaN is made the one of `math`, with which it compares equal."""
+    event = Event(*values)
+    return replace(event, coefficient=math.nan) if math.isnan(event.coefficient) else event
 
 
 def write_atomically(path: Path, content: bytes) -> None:
