@@ -177,7 +177,7 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
     state: Any = integrate.start(run.flow, theta0)
     advance: Callable[..., Any] = integrate.advance
     if layout is not None:
-        state, advance = two_layer.start(run.flow, theta0, layout), two_layer.advance
+        state, advance = two_layer.start(run, theta0, layout), two_layer.advance
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED

@@ -19,7 +19,6 @@ from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.integrate import LATE, SMALLEST
 from mirrorode.flow.landing import distance, share_to
 from mirrorode.flow.layout import Layout
-from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.neurons import Neurons
 from mirrorode.flow.state import NEGLIGIBLE, Run
 from mirrorode.flow.step import Clock
@@ -83,17 +82,42 @@ class Attempt:
     error: float
 
 
-def start(flow: MirrorFlow, theta0: Tensor, layout: Layout) -> State:
-    """The state at t = 0, on the true pattern."""
-    x = flow.dataset.x
+def start(run: Run, theta0: Tensor, layout: Layout) -> State:
+    """The state at t = 0, on the true pattern; on a kink, and at w = 0, on the off side.
+
+    A kink that attracts takes its neuron at once, and so does one that is only crossed. From one
+    that repels, or from w = 0 where nothing pulls, the off side is a choice, and recorded as one.
+    """
+    flow, x = run.flow, run.flow.dataset.x
     surfaces = Surfaces.of(x, layout.slopes)
     theta = layout.gather(theta0)
-    on = theta[:, :-1] @ surfaces.normal.T > 0
-    captured = torch.zeros(len(theta), dtype=torch.bool, device=x.device)
+    weights = theta[:, :-1]
+    along = weights @ surfaces.normal.T
+    captured = (weights == 0).all(1) & (weights.shape[1] > 1)
+    on = (along > 0) & ~captured[:, None]
     neurons = Neurons(flow.potential.gradient(theta), on, torch.zeros_like(on), captured)
     loss = float(flow.log_inverse_loss(theta0))
-    weights = torch.full_like(flow.dataset.y, math.nan)
-    return State(layout, surfaces, neurons, loss, weights)
+    state = State(layout, surfaces, neurons, loss, torch.full_like(flow.dataset.y, math.nan))
+    ridge = (along == 0) & ~captured[:, None]
+    if bool(ridge.any()):
+        _record_ridges(run, state, ridge, flow.weights(theta0))
+    return state
+
+
+def _record_ridges(run: Run, state: State, ridge: Tensor, share: Tensor) -> None:
+    """Write down the pairs that start on a kink which repels, whose off side is chosen."""
+    flow, surfaces, duals = run.flow, state.surfaces, state.neurons.dual
+    base, strength = surfaces.forces(share * flow.dataset.y * state.layout.factor)
+    theta = flow.potential.inverse_gradient(duals)
+    metric = flow.potential.inverse_hessian(theta)[:, :-1]
+    force = base + (state.neurons.on * strength) @ surfaces.normal
+    off = theta[:, -1:] * ((force * metric) @ surfaces.normal.T)
+    jump = theta[:, -1:] * strength * (metric @ surfaces.normal.square().T)
+    repels = ridge & (off < 0) & (off + jump > 0)
+    for unit, surface in torch.nonzero(repels).tolist():
+        for sample in torch.nonzero(surfaces.group == surface)[:, 0].tolist():
+            run.events.append(Event("branch", -math.inf, state.loss, 0, unit, sample, 0.0))
+            run.stats.events += 1
 
 
 def _look(run: Run, state: State) -> Point:
@@ -319,28 +343,22 @@ def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float
 
 def _record(run: Run, state: State, attempt: Attempt) -> None:
     """Write down the events of an accepted step, in order: one for each sample of the surface."""
-    happenings = attempt.found.path.events
+    happenings, dense = attempt.found.path.events, attempt.dense
     if not happenings:
         return
     fields = [torch.cat([getattr(one, name) for one in happenings]) for name in FIELDS]
     order = torch.argsort(fields[0])
-    s, neuron, surface, kind, coefficient = (field[order].tolist() for field in fields)
-    members: dict[int, list[int]] = {-1: [-1]}
+    group, side = state.surfaces.group.tolist(), state.surfaces.along.tolist()
+    members: dict[int, list[int]] = {}
     for sample in attempt.samples.tolist():
-        members.setdefault(int(state.surfaces.group[sample]), []).append(sample)
+        members.setdefault(group[sample], []).append(sample)
     numbers = attempt.surfaces.tolist()
-    for k in range(len(s)):
-        name = meeting.KINDS[kind[k]]
-        log_time, loss = (
-            attempt.dense.log_time_at(s[k]),
-            float(attempt.dense.log_inverse_loss(s[k])),
-        )
-        for sample in members[numbers[surface[k]] if surface[k] >= 0 else -1]:
-            xi = (
-                coefficient[k]
-                if sample < 0 or state.surfaces.along[sample] > 0
-                else 1 - coefficient[k]
-            )
-            run.events.append(Event(name, log_time, loss, 0, neuron[k], sample, xi))
+    rows = zip(*(field[order].tolist() for field in fields), strict=True)
+    for s, neuron, surface, kind, xi in rows:
+        name, log_time = meeting.KINDS[kind], dense.log_time_at(s)
+        loss = float(dense.log_inverse_loss(s))
+        for sample in members[numbers[surface]] if surface >= 0 else [-1]:
+            own = 1 - xi if sample >= 0 and side[sample] < 0 else xi
+            run.events.append(Event(name, log_time, loss, 0, neuron, sample, own))
             run.stats.events += 1
             run.stats.slides += name == "slide"

@@ -129,3 +129,28 @@ def test_frozen_neurons_stay():
     weights = flow.network.unflatten(run.theta)["W1"][:, 2]
     assert bool((weights == torch.tensor([-1.0, -1.0])).all())
     assert all(event.unit != 2 for event in run.events)
+
+
+def test_a_repelling_start_is_a_recorded_choice():
+    """A neuron on a kink that pushes it off on both sides: the off side, and an event that says so."""
+    flow = _flow_of([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], width=2)
+    # a < 0 with y = −1: the second sample's kink is concave; its own pull is away from it.
+    start = torch.tensor([1.0, 0.0, -0.3, 0.2, -1.0, 0.7], dtype=torch.float64)
+    data = mo.Dataset(torch.tensor([[1.0, -0.2], [0.0, 1.0]]).double(), torch.tensor([-1.0, -1.0]))
+    flow = mo.MirrorFlow(flow.network, data, mo.Euclidean())
+    run = mo.solve(flow, start, until=mo.Time(0.5), rtol=1e-8)
+    assert [(e.kind, e.unit, e.sample) for e in run.events][:1] == [("branch", 0, 1)]
+    assert run.events[0].log_time == -math.inf
+    assert float(run.theta[-1, 1]) < 0
+
+
+def test_a_neuron_that_starts_at_zero_is_held_or_let_go():
+    """w = 0 with a > 0: held where both samples are negative, let go along a positive one."""
+    start = torch.tensor([0.0, 0.0, 1.0, 0.5, 1.0, 0.3], dtype=torch.float64)
+    for label, free in ((-1.0, False), (1.0, True)):
+        flow = _flow_of([[1.0, 0.3], [0.2, 1.0]], [label, -1.0], width=2)
+        run = mo.solve(flow, start, until=mo.Time(1.0), rtol=1e-8)
+        moved = float(run.theta[-1, :2].norm())
+        assert (moved > 0.01) is free
+        released = [e.kind for e in run.events if e.unit == 0][:1]
+        assert released == (["release"] if free else [])
