@@ -17,10 +17,11 @@ from mirrorode.flow.pieces import Piece
 
 GRID = (0.25, 0.5, 0.75, 1.0)  # where a piece is looked at for kinks, two crossings in it included
 SIGN = 1e-13  # of ‖w‖: what counts as on the surface, in detection and location alike
+NEAR = 1.2  # times the largest movement seen: a surface beyond it is not met
 ROOT = 1e-11  # of a piece
 
 
-def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
+def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor, float]:
     """The first event of each neuron: its share of the piece, its kind (−1: none), its surface."""
     count = len(piece.rows)
     share = torch.ones_like(piece.s)
@@ -30,10 +31,8 @@ def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
     theta = drive.primal(piece.at(grid)[..., :-1])
     start = drive.primal(piece.state[:, :-1])
     slack = SIGN * start[:, :-1].norm(dim=1)
-    before = piece.on
-    sign = torch.where(before, -1.0, 1.0).to(share)
-    beyond = (theta[..., :-1] @ drive.surfaces.normal.T) * sign > slack[:, None]
-    beyond &= ~piece.slides
+    sign = torch.where(piece.on, -1.0, 1.0).to(share)
+    beyond, looked = _beyond(drive, piece, theta[..., :-1], start[:, :-1], sign, slack)
     outside = _outside(drive, piece, grid, theta)
     ended, back, on_line = _ended(piece, theta, start)
     rows = piece.sliding.rows
@@ -43,7 +42,7 @@ def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
     if len(rows):
         bad[:, rows] |= outside.any(-1) | ended | back
     if not bool(bad.any()):
-        return share, kind, surface
+        return share, kind, surface, looked
     hit = torch.nonzero(bad.any(0))[:, 0]
     first = bad.to(torch.uint8).argmax(0)
     edges = share.new_tensor((0.0, *GRID))
@@ -63,7 +62,25 @@ def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor]:
     share[neuron[order]] = at[order]
     kind[neuron[order]] = what[order]
     surface[neuron[order]] = where[order]
-    return share, kind, surface
+    return share, kind, surface, looked
+
+
+def _beyond(
+    drive: Drive, piece: Piece, weights: Tensor, start: Tensor, sign: Tensor, slack: Tensor
+) -> tuple[Tensor, float]:
+    """Which surfaces are on the other side than the mode has them at the grid (4, A, G).
+
+    Only those are looked at that the movement of w can reach. Also the number of pairs looked at,
+    the start included, by that of all pairs.
+    """
+    normal = drive.surfaces.normal
+    reach = (weights - start).norm(dim=-1).amax(0) * NEAR
+    near = ((start @ normal.T).abs() <= reach[:, None]) & ~piece.slides
+    row, surface = torch.nonzero(near, as_tuple=True)
+    along = (weights[:, row] * normal[surface]).sum(-1)
+    beyond = torch.zeros(len(weights), *near.shape, dtype=torch.bool, device=near.device)
+    beyond[:, row, surface] = along * sign[row, surface] > slack[row]
+    return beyond, 1.0 + len(weights) * len(row) / max(near.numel(), 1)
 
 
 def _outside(drive: Drive, piece: Piece, grid: Tensor, theta: Tensor) -> Tensor:

@@ -96,8 +96,8 @@ def follow(
         )  # fmt: skip
         factor = (0.9 * error.clamp(min=1e-12) ** -0.2).clamp(0.2, 5.0)
         fine = error <= 1
-        path.work += 4 * len(rows) / count
-        share, kind, surface = first_event(drive, piece)
+        share, kind, surface, looked = first_event(drive, piece)
+        path.work += looked * len(rows) / count
         share = torch.where(fine, share, torch.zeros_like(share))
         kind = torch.where(fine, kind, torch.full_like(kind, -1))
         _write(path, outputs, piece, share, fine)

@@ -31,8 +31,9 @@ MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
 HOPELESS = 1e15
+SAFETY = 3.0  # kinks between the middles make an error that they do not see
 ROUND_OFF = 1e-11  # of the margins, which they do not resolve at the end of a long run
-CLOSE = 0.03  # change of the dual, of the error scale, at which the sweeps end
+CLOSE = 0.1  # change of the dual, of the error scale, at which the sweeps end
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,8 @@ def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) 
     rows, _ = problem.rows(duals[:3], slides[:3])
     parts = (wrong[:, None, :] @ rows.flatten(2))[:, 0]
     weight = 2.0 / 3.0 * u.new_tensor([0.0, *radau.NODES]).diff()
-    return float(_norm(problem, weight @ parts) + 0.1 * _norm(problem, parts).amax())
+    whole, part = _norm(problem, weight @ parts), _norm(problem, parts).amax()
+    return float(SAFETY * (whole + 0.1 * part))
 
 
 def _defect_at_start(problem: Problem, u: Tensor, at_start: Tensor) -> float:
