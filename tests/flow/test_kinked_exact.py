@@ -132,7 +132,7 @@ def test_frozen_neurons_stay():
 
 
 def test_a_repelling_start_is_a_recorded_choice():
-    """A neuron on a kink that pushes it off on both sides: the off side, and an event that says so."""
+    """A neuron on a kink that pushes it off on both sides takes the off side, and says so."""
     flow = _flow_of([[1.0, 0.0], [0.0, 1.0]], [1.0, -1.0], width=2)
     # a < 0 with y = −1: the second sample's kink is concave; its own pull is away from it.
     start = torch.tensor([1.0, 0.0, -0.3, 0.2, -1.0, 0.7], dtype=torch.float64)
