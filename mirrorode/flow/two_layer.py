@@ -1,6 +1,6 @@
 """The integrator for two-layer networks: steps of `waveform`, from the start to any loss.
 
-Below log(1/𝓛) = 2 the clock is loss time, dσ = 𝓛 dt, where dz/dσ = G; above it is log ℓ, which
+Below log(1/𝓛) = 10 the clock is loss time, dσ = 𝓛 dt, where dz/dσ = G; above it is log ℓ, which
 prescribes the loss.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mirrorode.flow import meeting, radau, waveform
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.integrate import LATE, SMALLEST
+from mirrorode.flow.integrate import SMALLEST
 from mirrorode.flow.landing import distance, share_to
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.neurons import Neurons
@@ -26,6 +26,7 @@ from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.trajectory import Event, Status
 
+LATE = 10.0  # log(1/𝓛) from which the loss is the clock; before, the weights between nodes are seen
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step

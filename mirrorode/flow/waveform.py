@@ -31,7 +31,7 @@ MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
 HOPELESS = 1e15
-SAFETY = 3.0  # kinks between the middles make an error that they do not see
+SAFETY = 8.0  # kinks between the middles make an error that they do not see
 ROUND_OFF = 1e-11  # of the margins, which they do not resolve at the end of a long run
 CLOSE = 0.1  # change of the dual, of the error scale, at which the sweeps end
 
