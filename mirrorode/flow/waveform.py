@@ -291,7 +291,7 @@ def _defect_at_start(problem: Problem, u: Tensor, at_start: Tensor) -> float:
     start = problem.start
     rows, _ = problem.rows(start.dual[None], start.slides[None])
     wrong = (torch.exp(at_start) - extrapolated) @ rows[0].flatten(1)
-    return float(radau.ERROR_WEIGHT * _norm(problem, wrong))
+    return float(SAFETY * radau.ERROR_WEIGHT * _norm(problem, wrong))
 
 
 def _norm(problem: Problem, vector: Tensor) -> Tensor:
