@@ -1,6 +1,6 @@
 """The integrator for two-layer networks: steps of `waveform`, from the start to any loss.
 
-Below log(1/𝓛) = 5 the clock is loss time, dσ = 𝓛 dt, where dz/dσ = G; above it is log ℓ, which
+Below log(1/𝓛) = 3 the clock is loss time, dσ = 𝓛 dt, where dz/dσ = G; above it is log ℓ, which
 prescribes the loss.
 """
 
@@ -26,12 +26,12 @@ from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.trajectory import Event, Status
 
-LATE = 5.0  # log(1/𝓛) from which the loss is the clock; before, the weights between nodes are seen
+LATE = 3.0  # log(1/𝓛) from which the loss is the clock; before, the weights between nodes are seen
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step
-FEW = 3  # events in a step that are landed on
-BENT = 0.5  # error of a step from which they are
+FEW = 1  # events in a step that are landed on
+BENT = 0.8  # error of a step from which they are
 LANDED = 0.01  # share of a step within which an event is at its end
 HARD = 8  # sweeps from which the next step grows little: a failed one costs more
 FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
