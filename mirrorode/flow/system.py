@@ -138,7 +138,7 @@ class System:
                 / step.weight_tolerance,
             ]
         ).amax()
-        moved_u = _move_log_weights(u, du, total[:, None])
+        moved_u = move_log_weights(u, du, total[:, None])
         return float(size), self.dual + dual_change, moved_u, self.nu + dnu
 
     def _integrate(self, mu: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class System:
         )  # fmt: skip
 
 
-def _move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
+def move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
     """Update u along the curve that fits: the weight itself where it is large, else its logarithm.
 
     A linear change of a weight that carries more than 1 % of the sum is trusted; a weight that

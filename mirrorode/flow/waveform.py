@@ -23,6 +23,7 @@ from mirrorode.flow.neurons import Drive, Neurons, Slides
 from mirrorode.flow.step import Clock
 from mirrorode.flow.subflow import Lost, Path, follow
 from mirrorode.flow.surfaces import Surfaces
+from mirrorode.flow.system import move_log_weights
 from mirrorode.problem.potentials import SeparablePotential
 
 MIDDLES = (0.5 * radau.NODES[0], radau.NODES[:2].mean(), radau.NODES[1:].mean())
@@ -248,19 +249,6 @@ def _mix(
             step = step + (places + earlier) @ mixed
     moved = move_log_weights(u, step[:count].reshape(u.shape), torch.logsumexp(u, -1, keepdim=True))
     return moved, nu + step[count:]
-
-
-def move_log_weights(u: Tensor, du: Tensor, total: Tensor) -> Tensor:
-    """Update u along the curve that fits: the weight itself where it is large, else its logarithm.
-
-    A linear change of a weight that carries more than 1 % of the sum is trusted; a weight that
-    comes from nothing is put at 5 % at most and then solved for.
-    """
-    large = u - total > torch.log(u.new_tensor(0.01))
-    linear = torch.where(du < -0.9, du.clamp(min=-30.0), torch.log1p(du.clamp(min=-0.9)))
-    entering = torch.minimum(u + du, torch.maximum(u, total + torch.log(u.new_tensor(0.05))))
-    small = torch.where(du > 0, entering, u + du.clamp(min=-30.0))
-    return torch.where(large, u + linear, small)
 
 
 def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> float:
