@@ -103,7 +103,7 @@ def _coefficients(
     c = drive.strength[:, sliding.surface]
     at = s[..., None]
     beta = c[0] + at * (c[1] + at * c[2])
-    found = sliding.multipliers(metric, force)
+    found = sliding.multipliers(metric, force[..., None])[..., 0]
     return torch.where(sliding.valid, -found / torch.where(sliding.valid, beta, 1.0), 0.5)
 
 

@@ -76,8 +76,8 @@ def settle(drive: Drive, s: Tensor, dual: Tensor, free: Tensor, members: Tensor)
     force = polynomial(drive.force(free), s)
     inside = Slides.of(members, drive.surfaces)
     beta = strengths(drive, s, inside.surface)
-    xi = -inside.multipliers(metric, force) / torch.where(inside.valid, beta, torch.ones_like(beta))
-    xi = torch.where(inside.valid, xi, 0.5)
+    found = inside.multipliers(metric, force[..., None])[..., 0]
+    xi = torch.where(inside.valid, -found / torch.where(inside.valid, beta, 1.0), 0.5)
     bad = torch.nonzero(((xi <= 0) | (xi >= 1)).any(1))[:, 0]
     if inside.surface.shape[1] == 1:
         xi = xi.clamp(0, 1)

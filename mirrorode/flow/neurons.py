@@ -101,17 +101,19 @@ class Slides:
         return cls(rows, surface, valid > 0, normal)
 
     def multipliers(self, metric: Tensor, force: Tensor) -> Tensor:
-        """(E D Eᵀ)⁻¹E D F of the sliding neurons: (…, B, M) from metric and force (…, B, d)."""
+        """(E D Eᵀ)⁻¹E D F of the sliding neurons: (…, B, M, C) for forces in columns (…, B, d, C).
+
+        The metric is (…, B, d).
+        """
         weighted = self.normal * metric[..., None, :]
-        right = (weighted * force[..., None, :]).sum(-1)
         if self.normal.shape[1] == 1:
-            return right / (weighted * self.normal).sum(-1)
+            return weighted @ force / (weighted * self.normal).sum(-1, keepdim=True)
         gram = weighted @ self.normal.mT + torch.diag_embed((~self.valid).to(force))
-        return torch.linalg.solve(gram, right[..., None])[..., 0]
+        return torch.linalg.solve(gram, weighted @ force)
 
     def tangent(self, metric: Tensor, force: Tensor) -> Tensor:
-        """The force made tangent in the metric, (…, B, d)."""
-        return force - (self.multipliers(metric, force)[..., None, :] @ self.normal)[..., 0, :]
+        """The forces made tangent in the metric, (…, B, d, C)."""
+        return force - self.normal.mT @ self.multipliers(metric, force)
 
 
 def polynomial(coefficients: Tensor, s: Tensor) -> Tensor:
@@ -131,7 +133,8 @@ def slope(drive: Drive, force: Tensor, slides: Slides, s: Tensor, state: Tensor)
     pull = polynomial(force, s)
     if len(slides.rows):
         rows = slides.rows
-        pull = pull.index_copy(0, rows, slides.tangent(metric[rows, :-1], pull[rows]))
+        tangent = slides.tangent(metric[rows, :-1], pull[rows, :, None])[..., 0]
+        pull = pull.index_copy(0, rows, tangent)
     outward = drive.moving * (weights * pull).sum(1, keepdim=True)
     velocity = torch.cat([output * pull, outward], 1)
     total = drive.total[0] + s * (drive.total[1] + s * drive.total[2])
@@ -147,14 +150,9 @@ def snap(drive: Drive, slides: Slides, dual: Tensor) -> Tensor:
     for _ in range(2):
         weights = drive.primal(incoming)
         metric = drive.metric(weights)
-        weighted = slides.normal * metric[:, None, :]
-        off = (slides.normal * weights[:, None, :]).sum(-1)
-        if slides.normal.shape[1] == 1:
-            back = off / (weighted * slides.normal).sum(-1)
-        else:
-            gram = weighted @ slides.normal.mT + torch.diag_embed((~slides.valid).to(dual))
-            back = torch.linalg.solve(gram, off[..., None])[..., 0]
-        incoming = incoming - (back[:, None, :] @ slides.normal)[:, 0]
+        # The multipliers of D⁻¹w: what takes w off the surfaces.
+        back = slides.multipliers(metric, (weights / metric)[..., None])
+        incoming = incoming - (slides.normal.mT @ back)[..., 0]
     moved = dual.clone()
     moved[slides.rows, :-1] = incoming
     return moved

@@ -89,6 +89,7 @@ def follow(
         if len(rows) == 0:
             path.end = Neurons(state[:, :-1], on, slides, captured)
             path.gained = state[:, -1]
+            path.duals[outputs == 1] = path.end.dual  # back on their surfaces, as the next step is
             return path
         piece, error = advance(
             drive, rows, s[rows], torch.minimum(delta[rows], 1 - s[rows]), state[rows],
@@ -160,6 +161,10 @@ def _apply(
         stays = slides[here, which]
         code = torch.where(stays, meeting.SLIDE, meeting.CROSS)
         path.events.append(Happening(s[here], here, which, code, xi))
+        one, dropped = torch.nonzero(met.slides & ~slides[here], as_tuple=True)
+        if len(one):  # what it slid along before does not hold it beside the new one
+            side, code = on[here[one], dropped].to(xi), torch.full_like(one, meeting.EXIT)
+            path.events.append(Happening(s[here[one]], here[one], dropped, code, side))
     leaving = kind == meeting.EXIT
     if bool(leaving.any()):
         here, which = rows[leaving], surface[leaving]
@@ -167,7 +172,7 @@ def _apply(
         theta = drive.primal(state[here, :-1])
         padded = Slides.of(slides[here], drive.surfaces)
         force = polynomial(drive.force(on[here]), s[here])
-        value = padded.multipliers(drive.metric(theta)[:, :-1], force)
+        value = padded.multipliers(drive.metric(theta)[:, :-1], force[..., None])[..., 0]
         column = (padded.surface == which[:, None]).to(torch.uint8).argmax(1)
         xi = -value[row, column] / meeting.strengths(drive, s[here], which)
         slides[here, which] = False

@@ -28,7 +28,7 @@ class Surfaces:
     """G surfaces of K samples in d dimensions.
 
     Attributes:
-        normal: e, unit vectors (G, d).
+        normal: e, unit vectors (G, d), along the first sample of each surface.
         group: the surface of each sample, (K,).
         along: κ_i = x_i·e, (K,); 0 for a zero sample.
         slopes: of the activation, off and on.
@@ -54,9 +54,12 @@ class Surfaces:
         number = torch.cat([apart.new_zeros(1).long(), apart.long().cumsum(0)])
         group = torch.empty_like(order)
         group[order] = number
-        first = torch.ones_like(number, dtype=torch.bool)
-        first[1:] = apart
-        return cls(unit[order[first]], group, side * size, slopes)
+        # Oriented as its first sample is: "off" means that this one is off.
+        numbered = torch.arange(len(x), device=x.device)
+        first = torch.full_like(order, len(x)).scatter_reduce(0, group, numbered, "amin")
+        first = first[: int(number[-1]) + 1]
+        along = size * side * side[first][group]
+        return cls(unit[first] * side[first, None], group, along, slopes)
 
     def __len__(self) -> int:
         return len(self.normal)

@@ -88,8 +88,9 @@ class Problem:
         for p in range(len(duals)):
             padded = Slides.of(slides[p], self.surfaces)
             if len(padded.rows):
-                part = incoming[p][:, padded.rows]
-                incoming[p][:, padded.rows] = padded.tangent(metric[p, padded.rows, :-1], part)
+                part = incoming[p][:, padded.rows].permute(1, 2, 0)
+                tangent = padded.tangent(metric[p, padded.rows, :-1], part)
+                incoming[p][:, padded.rows] = tangent.permute(2, 0, 1)
         return torch.cat([incoming, outgoing], -1), metric
 
 

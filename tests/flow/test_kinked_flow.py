@@ -79,7 +79,7 @@ def test_sliding_stays_on_the_kink(small_run):
         size = weights[inside, event.unit].norm(dim=1)
         on_kink = pre[inside, event.unit, event.sample].abs() / size
         checked += len(on_kink)
-        assert float(on_kink.max()) < 1e-10
+        assert bool((on_kink < 1e-10).all())
     assert checked > len(slides)
 
 

@@ -11,9 +11,7 @@ from tests.reference import NAMES, problem
 
 STORED = Path(__file__).parents[1] / "references"
 NEAR = ["hyp_42_0", "gd_42_0", "p3_42_0"]
-# In p3_20d two output weights pass zero while their neurons slide: the continuation is not unique,
-# and the two integrators part there.
-OTHERS = [name for name in NAMES if name not in [*NEAR, "p3_20d"]]
+OTHERS = [name for name in NAMES if name not in NEAR]
 
 
 def _errors(name, rtol):
