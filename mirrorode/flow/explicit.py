@@ -28,7 +28,8 @@ from mirrorode.flow.state import Run, State
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 
-STIFF = 2.5  # h times the largest eigenvalue, of a step that stability limits
+STIFF = 2.0  # h times the largest eigenvalue, of a step that stability limits
+CALM = 2.6  # h times the largest eigenvalue, of the step after one
 ATTEMPTS = 60  # at one step
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 
@@ -61,6 +62,8 @@ def advance(
         grown = h * _factor(smooth.error, rejected=rejected)
         if end.share < 1 and end.error > 0:
             grown = min(grown, h * max(2 * end.share, 0.5))
+        # At the edge of stability the error stays small, but fast modes ring and dissipate.
+        grown = min(grown, h * CALM / max(smooth.stiffness, 1e-300))
         stiff = state.stiff + 1 if smooth.stiffness > STIFF else 0
         return replace(accept(run, state, end, grown), stiff=stiff), end.dense
     return Status.BLOCKED
