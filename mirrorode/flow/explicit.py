@@ -14,16 +14,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
-from scipy.optimize import brentq
 from torch import Tensor
 
 from mirrorode.flow import dormand_prince, events, field
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.dormand_prince import Smooth
+from mirrorode.flow.dormand_prince import Smooth, Velocity
 from mirrorode.flow.ends import End, finish
 from mirrorode.flow.field import Field
+from mirrorode.flow.landing import land
 from mirrorode.flow.state import Run, State
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
@@ -46,11 +47,12 @@ def advance(
         return Status.STATIONARY
     h = state.h or first_step(first)
     scale, rejected = step_scale(run, state.dual), False
+    on_mode = partial(field.evaluate, run.flow, mode=state.mode)
     for _ in range(ATTEMPTS):
-        smooth = dormand_prince.take(run, state.mode, first, h, scale)
+        smooth = dormand_prince.take(run, on_mode, first, h, scale)
         if not smooth.error <= 1:
             run.stats.rejected += 1
-            h, rejected = h * _factor(smooth.error, rejected=True), True
+            h, rejected = h * factor(smooth.error, rejected=True), True
             if h < SMALLEST * run.largest_step:
                 break
             continue
@@ -59,7 +61,7 @@ def advance(
             run.stats.rejected += 1
             h, rejected = 0.3 * h, True
             continue
-        grown = h * _factor(smooth.error, rejected=rejected)
+        grown = h * factor(smooth.error, rejected=rejected)
         if end.share < 1 and end.error > 0:
             grown = min(grown, h * max(2 * end.share, 0.5))
         # At the edge of stability the error stays small, but fast modes ring and dissipate.
@@ -69,7 +71,7 @@ def advance(
     return Status.BLOCKED
 
 
-def first_step(first: Field) -> float:
+def first_step(first: Velocity) -> float:
     """A step in which the dual moves by a hundredth of its size (Hairer, Nørsett, Wanner II.4)."""
     rms = max(float(first.dual.square().mean().sqrt()), 1e-3)
     return 0.01 * rms / float(first.direction.square().mean().sqrt())
@@ -84,20 +86,25 @@ def step_scale(run: Run, dual: Tensor) -> Tensor:
     return run.atol * rms.clamp(min=1.0) + run.rtol * torch.maximum(dual.abs(), rms)
 
 
-def _factor(error: float, *, rejected: bool) -> float:
+def factor(error: float, *, rejected: bool) -> float:
+    """The size of the next step over that of one with this error."""
     if not math.isfinite(error):
         return 0.15
     return min(1.0 if rejected else 5.0, max(0.15, 0.9 * max(error, 1e-10) ** -0.2))
 
 
 def _keep(
-    run: Run, state: State, smooth: Smooth, scale: Tensor, rules: Sequence[StoppingRule]
+    run: Run, state: State, smooth: Smooth[Field], scale: Tensor, rules: Sequence[StoppingRule]
 ) -> End | None:
     """The step up to where its kinks are accounted for and no rule is passed."""
     end = finish(run, state, smooth, scale, 1.0)
     for _ in range(12):
         if end.error <= 1:
-            return _land(run, state, smooth, scale, rules, end)
+
+            def cut(share: float, whole: End) -> End:
+                return finish(run, state, smooth, scale, share, whole.due(share / whole.share))
+
+            return land(end, cut, rules)
         share = _cut(end)
         if share is None:
             return None
@@ -114,36 +121,6 @@ def _cut(end: End) -> float | None:
     early = times[times <= 0.8 * max(end.error, 1.0) ** -0.5]
     share = float(early.max() if len(early) else times.min())
     return share if share > 1e-9 else None
-
-
-def _land(
-    run: Run, state: State, smooth: Smooth, scale: Tensor, rules: Sequence[StoppingRule], end: End
-) -> End:
-    """The step cut at the first rule that it passes."""
-    for rule in rules:
-        log_time = end.dense.log_time_at(1.0)
-        if rule.met(log_time, end.loss) and not rule.at(log_time, end.loss):
-            end = _land_on(run, state, smooth, scale, rule, end)
-    return end
-
-
-def _land_on(
-    run: Run, state: State, smooth: Smooth, scale: Tensor, rule: StoppingRule, whole: End
-) -> End:
-    """The step cut at ``rule``, which ``whole`` passes."""
-    tried = [whole]
-
-    def gap(share: float) -> float:
-        end = finish(run, state, smooth, scale, share, whole.due(share / whole.share))
-        tried.append(end)
-        log_time = end.dense.log_time_at(1.0)
-        value = log_time if rule.by_time else end.loss
-        return 0.0 if rule.at(log_time, end.loss) else value - rule.target
-
-    share = whole.share * min(whole.dense.locate(rule.target, by_time=rule.by_time), 1 - 1e-15)
-    if gap(share) != 0:
-        brentq(gap, 1e-3 * share, whole.share, xtol=1e-300, rtol=1e-14, maxiter=60)
-    return tried[-1]
 
 
 def accept(run: Run, state: State, end: End, h: float) -> State:

@@ -6,6 +6,8 @@ With margins q_i = y_i f(θ, x_i), the exponential loss 𝓛 = Σ exp(−q_i) en
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +17,8 @@ from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.problem.networks import HomogeneousNetwork
 from mirrorode.problem.potentials import SeparablePotential
+
+AT_ONCE = 1 << 17  # pairs of a sample and a unit evaluated together: a megabyte, of any data set
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,16 @@ class MirrorFlow:
         dim, expected = self.dataset.x.shape[1], self.network.input_dim
         require(dim == expected, "dataset", f"have inputs of dimension {expected}", dim)
 
+    @property
+    def pairs(self) -> int:
+        """The number of kinks: pairs of a sample and a unit whose slope changes at zero."""
+        layers = zip(self.network.units, self.network.slopes, strict=True)
+        return len(self.dataset) * sum(units for units, (off, on) in layers if off != on)
+
     def margins(self, theta: Tensor) -> Tensor:
         """q_i = y_i f(θ, x_i): (…, n) to (…, K)."""
-        return self.dataset.y * self.network.output(theta, self.dataset.x)
+        parts = [y * self.network.output(theta, x) for x, y in self._chunks(theta)]
+        return torch.cat(parts, -1)
 
     def log_inverse_loss(self, theta: Tensor) -> Tensor:
         """ℓ = log(1/𝓛) = −logsumexp(−q): (…, n) to (…)."""
@@ -60,7 +71,30 @@ class MirrorFlow:
 
     def vector_field(self, theta: Tensor) -> Tensor:
         """G = Σ p_i h_i, so that dz/dt = 𝓛·G and dz/dσ = G in the clock dσ = 𝓛 dt; (…, n)."""
-        return (self.weights(theta)[..., None] * self.margin_gradients(theta)).sum(-2)
+        return self.loss_and_field(theta)[1]
+
+    def loss_and_field(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """ℓ, (…), and G = ∂ℓ/∂θ on the off side at a kink, (…, n): one pass up and one down.
+
+        Samples are taken chunk after chunk, each with its ℓ_c and G_c, of which G is the average
+        by softmax(−ℓ_c): memory grows neither with their number nor as K × n.
+        """
+        losses, fields = [], []
+        with torch.enable_grad():
+            theta = theta.detach().requires_grad_(True)
+            for x, y in self._chunks(theta):
+                loss = -torch.logsumexp(-y * self.network.output(theta, x), dim=-1)
+                fields.append(torch.autograd.grad(loss.sum(), theta)[0])
+                losses.append(loss.detach())
+        loss = torch.stack(losses)
+        share = torch.softmax(-loss, 0)[..., None]
+        return -torch.logsumexp(-loss, 0), (share * torch.stack(fields)).sum(0)
+
+    def _chunks(self, theta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """The samples, as many at once as `AT_ONCE` allows for all of ``theta`` (…, n)."""
+        evaluated = math.prod(theta.shape[:-1]) * max(1, sum(self.network.units))
+        rows = max(1, AT_ONCE // max(1, evaluated))
+        return zip(self.dataset.x.split(rows), self.dataset.y.split(rows), strict=True)
 
     def check_start(self, theta0: Tensor) -> Tensor:
         """``theta0`` as floating point on the device of the data, (n,) or (B, n).

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorode.flow import baseline, integrate, two_layer
+from mirrorode.flow import baseline, integrate, through, two_layer
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
@@ -45,12 +45,14 @@ def solve(
         theta0: the start (n,), or a batch of starts (B, n).
         until: where to stop; met exactly (to 1e-10 relative), not at the next step.
         method: "auto", the integrator of the project: implicit collocation of order 5 with kinks
-            crossed inside steps and sliding followed. Or any method of torchdiffeq, such as
-            "dopri5", in log time and through kinks: a baseline.
+            crossed inside steps and sliding followed; with a million kinks or more an explicit
+            pair steps through them, and status, statistics and verdicts say so. Or any method of
+            torchdiffeq, such as "dopri5", in log time and through kinks: a baseline.
         rtol: relative tolerance of the dual variable, and of log t.
         atol: absolute tolerance of the dual variable, for a dual of size one.
         saveat: stopping rules that are met exactly and saved, beside start and end; every accepted
-            step is saved if None.
+            step is saved if None. Where kinks are stepped through nothing else is kept, and there
+            is no dense output between.
         max_steps: accepted steps before the run ends with `Status.MAX_STEPS`.
         progress: called after every accepted step.
 
@@ -101,9 +103,12 @@ def _solve_one(
     stats.wall_seconds = time.perf_counter() - begun
     log_time, loss, dual, dissipated = recorder.saved()
     theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
+    message = recorder.message or status.value
+    if method == "auto" and stats.through_kinks:
+        message += f"; {through.NOTE.format(flow.pairs)}"
     return Trajectory(
         flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
-        recorder.message or status.value, method, rtol, dissipated,
+        message, method, rtol, dissipated,
     )  # fmt: skip
 
 
@@ -171,13 +176,19 @@ class Recorder:
         return new(log_time), new(loss), torch.stack(dual), new(dissipated)
 
 
-def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
+def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
+    """How to integrate: a state, of which dual, loss and log t are read, and what advances it."""
+    if run.flow.pairs >= through.MANY:
+        return through.start(run, theta0), through.advance
     layout = Layout.of(run.flow.network, theta0)
-    # Two states that have in common what is read here: dual, loss and log t.
-    state: Any = integrate.start(run.flow, theta0)
-    advance: Callable[..., Any] = integrate.advance
-    if layout is not None:
-        state, advance = two_layer.start(run, theta0, layout), two_layer.advance
+    if layout is None:
+        return integrate.start(run.flow, theta0), integrate.advance
+    return two_layer.start(run, theta0, layout), two_layer.advance
+
+
+def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
+    state, advance = _method(run, theta0)
+    keep_steps = recorder.save_all or advance is not through.advance
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
@@ -190,7 +201,8 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
         if isinstance(outcome, Status):
             return outcome
         state, dense = outcome
-        recorder.steps.append(dense)
+        if keep_steps:
+            recorder.steps.append(dense)
         over = recorder.add(state.log_time, state.loss, state.dual, dense.dissipated, run.stats)
         if over is not None:
             return over

@@ -53,6 +53,7 @@ class Stats:
         half_passes: passes over all samples and parameters, up (margins) or down (gradient); a
             pass over only the samples that matter counts in full.
         events: at kinks; slides: those of them that began to slide.
+        through_kinks: accepted steps that did not look for kinks, and went through them.
         wall_seconds: of the integration.
     """
 
@@ -61,6 +62,7 @@ class Stats:
     half_passes: int = 0
     events: int = 0
     slides: int = 0
+    through_kinks: int = 0
     wall_seconds: float = 0.0
 
     @property
@@ -105,7 +107,8 @@ class Trajectory:
         flow: what was integrated.
         log_time, log_inverse_loss: log t and log(1/𝓛) at the saved points, (T,).
         theta, dual: primal and dual variable at the saved points, (T, n).
-        steps: dense output, one piece an accepted step; empty for a baseline method.
+        steps: dense output, one piece an accepted step; empty for a baseline method, and where
+            kinks were stepped through and only `saveat` was to be kept.
         events: at kinks, in order.
         stats: counts.
         status: how it ended; its value is advice.
@@ -137,6 +140,9 @@ class Trajectory:
         kinds = [event.kind for event in self.events]
         counts = ", ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
         stats = self.stats
+        events = f"{stats.events} ({counts or 'none'})"
+        if stats.through_kinks:
+            events = f"not located: kinks were stepped through in {stats.through_kinks} steps"
         return (
             f"Trajectory of {self.flow.potential} by method={self.method!r}\n"
             f"  status       {self.status.name}: {self.message}\n"
@@ -144,7 +150,7 @@ class Trajectory:
             f"log(1/loss) = {float(self.log_inverse_loss[-1]):.8g}\n"
             f"  work         {stats.steps} steps, {stats.rejected} rejected, "
             f"{stats.evaluations} evaluations, {stats.wall_seconds:.1f} s\n"
-            f"  events       {stats.events} ({counts or 'none'})\n"
+            f"  events       {events}\n"
             f"  saved        {len(self.log_time)} points"
         )
 

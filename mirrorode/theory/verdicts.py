@@ -224,4 +224,6 @@ def _dissipation(path: _Path) -> Verdict:
     wrong = (gained - change) / path.loss[1:].clamp(min=1.0)
     worst, allowed = float(wrong.cumsum(0).abs().amax()), LOST * run.rtol
     detail = f"|∫‖g‖²_D − Δ log(1/𝓛)| at most {worst:.1e}; {allowed:.0e} allowed"
+    if run.stats.through_kinks:
+        detail += "; kinks were stepped through, which costs this"
     return Verdict(name, worst <= allowed, allowed - worst, detail)
