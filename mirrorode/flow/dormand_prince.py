@@ -1,4 +1,4 @@
-"""One step of the Dormand–Prince pair 5(4) in loss time.
+"""One step of the Dormand–Prince pair 5(4) in loss time, smooth: on the pattern at its start.
 
 J. R. Dormand and P. J. Prince, *A family of embedded Runge–Kutta formulae*, 1980; dense output by
 L. F. Shampine, 1986; both as in SciPy.
@@ -7,38 +7,23 @@ L. F. Shampine, 1986; both as in SciPy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 from scipy.integrate import RK45
 from torch import Tensor
 
+from mirrorode.flow import field
+from mirrorode.flow.field import Field
 from mirrorode.flow.state import Run
+from mirrorode.flow.step import Mode
 
 STRICT = 10.0  # the early phase enlarges errors, and a smooth step gains its order from it cheaply
 
 
-class Velocity(Protocol):
-    """The flow at a dual (n,): log(1/𝓛), G (n,) and ‖G‖²_D."""
-
-    @property
-    def dual(self) -> Tensor: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def direction(self) -> Tensor: ...
-    @property
-    def speed(self) -> float: ...
-
-
-V = TypeVar("V", bound=Velocity)
-
-
 @dataclass(frozen=True)
-class Smooth(Generic[V]):
-    """One Dormand–Prince step.
+class Smooth:
+    """One Dormand–Prince step on one mode.
 
     Attributes:
         first, last: the flow at its start and end.
@@ -47,8 +32,8 @@ class Smooth(Generic[V]):
         stiffness: h times the largest eigenvalue seen; stable up to 3.3 (Hairer and Wanner, IV.2).
     """
 
-    first: V
-    last: V
+    first: Field
+    last: Field
     h: float
     slopes: Tensor
     speeds: np.ndarray
@@ -69,10 +54,8 @@ def _powers(shares: np.ndarray) -> np.ndarray:
     return shares[:, None] ** np.arange(1, RK45.P.shape[1] + 1)
 
 
-def take(
-    run: Run, evaluate: Callable[[Tensor], V], first: V, h: float, scale: Tensor
-) -> Smooth[V]:
-    """One step of size h from ``first``, with the flow at other duals by ``evaluate``."""
+def take(run: Run, mode: Mode, first: Field, h: float, scale: Tensor) -> Smooth:
+    """One step of size h from ``first`` on its mode."""
     slopes = first.dual.new_zeros(7, len(first.dual))
     slopes[0] = first.direction
     speeds = [first.speed]
@@ -80,7 +63,7 @@ def take(
     for stage in range(1, 7):
         row = RK45.A[stage, :stage] if stage < 6 else RK45.B
         dual = first.dual + h * slopes.new_tensor(row) @ slopes[:stage]
-        before, at = at, evaluate(dual)
+        before, at = at, field.evaluate(run.flow, dual, mode)
         slopes[stage] = at.direction
         speeds.append(at.speed)
     run.stats.half_passes += 12

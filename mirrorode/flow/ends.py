@@ -69,12 +69,7 @@ class End:
 
 
 def finish(
-    run: Run,
-    state: State,
-    smooth: Smooth[Field],
-    scale: Tensor,
-    share: float,
-    due: Pairs | None = None,
+    run: Run, state: State, smooth: Smooth, scale: Tensor, share: float, due: Pairs | None = None
 ) -> End:
     """The step kept up to ``share``, behind its kinks; pairs that are ``due`` there among them."""
     flow, mode = run.flow, state.mode

@@ -14,14 +14,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from mirrorode.flow import dormand_prince, events, field
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.dormand_prince import Smooth, Velocity
+from mirrorode.flow.dormand_prince import Smooth
 from mirrorode.flow.ends import End, finish
 from mirrorode.flow.field import Field
 from mirrorode.flow.landing import land
@@ -47,12 +46,11 @@ def advance(
         return Status.STATIONARY
     h = state.h or first_step(first)
     scale, rejected = step_scale(run, state.dual), False
-    on_mode = partial(field.evaluate, run.flow, mode=state.mode)
     for _ in range(ATTEMPTS):
-        smooth = dormand_prince.take(run, on_mode, first, h, scale)
+        smooth = dormand_prince.take(run, state.mode, first, h, scale)
         if not smooth.error <= 1:
             run.stats.rejected += 1
-            h, rejected = h * factor(smooth.error, rejected=True), True
+            h, rejected = h * _factor(smooth.error, rejected=True), True
             if h < SMALLEST * run.largest_step:
                 break
             continue
@@ -61,7 +59,7 @@ def advance(
             run.stats.rejected += 1
             h, rejected = 0.3 * h, True
             continue
-        grown = h * factor(smooth.error, rejected=rejected)
+        grown = h * _factor(smooth.error, rejected=rejected)
         if end.share < 1 and end.error > 0:
             grown = min(grown, h * max(2 * end.share, 0.5))
         # At the edge of stability the error stays small, but fast modes ring and dissipate.
@@ -71,7 +69,7 @@ def advance(
     return Status.BLOCKED
 
 
-def first_step(first: Velocity) -> float:
+def first_step(first: Field) -> float:
     """A step in which the dual moves by a hundredth of its size (Hairer, Nørsett, Wanner II.4)."""
     rms = max(float(first.dual.square().mean().sqrt()), 1e-3)
     return 0.01 * rms / float(first.direction.square().mean().sqrt())
@@ -86,15 +84,14 @@ def step_scale(run: Run, dual: Tensor) -> Tensor:
     return run.atol * rms.clamp(min=1.0) + run.rtol * torch.maximum(dual.abs(), rms)
 
 
-def factor(error: float, *, rejected: bool) -> float:
-    """The size of the next step over that of one with this error."""
+def _factor(error: float, *, rejected: bool) -> float:
     if not math.isfinite(error):
         return 0.15
     return min(1.0 if rejected else 5.0, max(0.15, 0.9 * max(error, 1e-10) ** -0.2))
 
 
 def _keep(
-    run: Run, state: State, smooth: Smooth[Field], scale: Tensor, rules: Sequence[StoppingRule]
+    run: Run, state: State, smooth: Smooth, scale: Tensor, rules: Sequence[StoppingRule]
 ) -> End | None:
     """The step up to where its kinks are accounted for and no rule is passed."""
     end = finish(run, state, smooth, scale, 1.0)

@@ -1,29 +1,29 @@
-"""Networks with too many kinks to locate: an explicit pair that steps through them.
+"""Networks with too many kinks to locate: an explicit method that steps through them.
 
-Where a step meets one kink of millions its error estimate grows by what that kink changes, which
-is little, and the step stays as long as the tolerance allows. Nothing is located and nothing is
-slid along: where pairs slide, the sign-based field chatters, in steps as short as the tolerance
-asks for, and the dissipation is wrong by what that costs. All that is kept of the network is ℓ and
-G, from one pass up and one down.
+One kink of millions changes the velocity by little, and a step across thousands sees their mean.
+Nothing is located and nothing is slid along: where pairs slide, the sign-based field chatters, in
+steps as short as the tolerance asks for, and the dissipation is wrong by what that costs. All that
+is kept of the network is ℓ and G, from one pass up and one down.
 
-The pair is that of Dormand and Prince in loss time, dz/dσ = G.
+The method is that of `chebyshev` in loss time, dz/dσ = G: the flow is stiff from the start where
+samples are many, and a Dormand–Prince pair was held by its stability to steps a hundred times
+shorter.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mirrorode.flow import dormand_prince, radau
+from mirrorode.flow import chebyshev, radau
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.dormand_prince import Smooth
-from mirrorode.flow.explicit import ATTEMPTS, CALM, SMALLEST, factor, first_step, step_scale
+from mirrorode.flow.explicit import ATTEMPTS, SMALLEST, first_step, step_scale
 from mirrorode.flow.landing import land
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run
@@ -33,6 +33,9 @@ from mirrorode.flow.trajectory import Status
 
 MANY = 1_000_000  # kinks from which they are stepped through
 NOTE = "kinks were stepped through: {:,} pairs of a sample and a unit are too many to locate"
+PROBE = 0.1  # of a step: how far the Jacobian is probed, so that kinks enter it as their mean
+SAFETY = 1.2  # of the spectral radius
+ITERATIONS = 10  # of the power method at the first step; one a step from then on
 
 
 @dataclass(frozen=True)
@@ -47,11 +50,13 @@ class Point:
 
 @dataclass(frozen=True)
 class State:
-    """Where the integration stands, with the step to try next."""
+    """Where the integration stands, with the step to try next and the stiffest direction known."""
 
     at: Point
     log_time: float = -math.inf
     h: float | None = None
+    stiffest: Tensor | None = None
+    rho: float = 0.0
 
     @property
     def dual(self) -> Tensor:
@@ -65,8 +70,24 @@ class State:
 
 
 @dataclass(frozen=True)
+class Step:
+    """One step, whole: both its ends, and ∫‖G‖²_D dσ."""
+
+    first: Point
+    last: Point
+    h: float
+    dissipated: float
+
+    def dual(self, share: float) -> Tensor:
+        """The dual (n,) at a share of it, by cubic Hermite interpolation."""
+        a, b, c, d = _hermite(share)
+        ends = a * self.first.dual + b * self.last.dual
+        return ends + self.h * (c * self.first.direction + d * self.last.direction)
+
+
+@dataclass(frozen=True)
 class End:
-    """A step kept up to ``share`` of the smooth one."""
+    """A step kept up to ``share``."""
 
     share: float
     dense: DenseStep
@@ -80,14 +101,15 @@ class End:
 
 def start(run: Run, theta0: Tensor) -> State:
     """The state at t = 0."""
-    return State(evaluate(run.flow, run.flow.potential.gradient(theta0)))
+    return State(_evaluate(run, run.flow.potential.gradient(theta0)))
 
 
-def evaluate(flow: MirrorFlow, dual: Tensor) -> Point:
+def _evaluate(run: Run, dual: Tensor) -> Point:
     """The flow at ``dual``: one evaluation."""
-    theta = flow.potential.inverse_gradient(dual)
-    loss, direction = flow.loss_and_field(theta)
-    speed = (metric(flow, theta) * direction.square()).sum()
+    run.stats.half_passes += 2
+    theta = run.flow.potential.inverse_gradient(dual)
+    loss, direction = run.flow.loss_and_field(theta)
+    speed = (metric(run.flow, theta) * direction.square()).sum()
     return Point(dual, float(loss), direction, float(speed))
 
 
@@ -100,47 +122,97 @@ def advance(
         return Status.NON_FINITE
     if first.speed == 0:
         return Status.STATIONARY
-    h, scale, rejected = state.h or first_step(first), step_scale(run, first.dual), False
-    at = partial(evaluate, run.flow)
+    scale, rejected = step_scale(run, first.dual), False
+    state = replace(state, h=state.h or first_step(first))
     for _ in range(ATTEMPTS):
-        smooth = dormand_prince.take(run, at, first, h, scale)
-        if smooth.error <= 1:
+        state = _probe(run, state)
+        h = min(state.h, chebyshev.longest(state.rho))
+        step = _take(run, first, h, chebyshev.stages(h * state.rho))
+        error = _error(run, step, scale)
+        if error <= 1:
             break
         run.stats.rejected += 1
-        h, rejected = h * factor(smooth.error, rejected=True), True
-        if h < SMALLEST * run.largest_step:
+        rejected = True
+        state = replace(state, h=h * _factor(error, rejected=True))
+        if state.h < SMALLEST * run.largest_step:
             return Status.BLOCKED
     else:
         return Status.BLOCKED
-    end = land(_whole(state, smooth), partial(_cut, run, state, smooth), rules)
-    # A kink between the last two stages looks like stiffness, but makes no step shorter.
-    calm = max(h, h * CALM / max(smooth.stiffness, 1e-300))
-    grown = min(calm, h * factor(smooth.error, rejected=rejected))
+    end = land(_keep(state, step, 1.0, step.last), partial(_cut, run, state, step), rules)
     run.stats.steps += 1
     run.stats.through_kinks += 1
     run.largest_step = max(run.largest_step, end.dense.h)
-    return State(end.at, end.dense.log_time_at(1.0), grown), end.dense
+    grown = h * _factor(error, rejected=rejected)
+    log_time = end.dense.log_time_at(1.0)
+    return replace(state, at=end.at, log_time=log_time, h=grown), end.dense
 
 
-def _whole(state: State, smooth: Smooth[Point]) -> End:
-    return End(1.0, _dense(state, smooth, 1.0, smooth.last), smooth.last)
+def _probe(run: Run, state: State) -> State:
+    """The spectral radius for a step of size h, by the power method on differences of G."""
+    at = state.at
+    size = PROBE * state.h * float(at.direction.norm())
+    vector, rho = state.stiffest, 0.0
+    for _ in range(ITERATIONS if vector is None else 1):
+        vector = at.direction if vector is None else vector
+        ahead = _evaluate(run, at.dual + size / vector.norm() * vector).direction
+        vector = ahead - at.direction
+        rho = float(vector.norm()) / size
+    return replace(state, stiffest=vector, rho=max(SAFETY * rho, 0.9 * state.rho))
 
 
-def _cut(run: Run, state: State, smooth: Smooth[Point], share: float, _: End) -> End:
+def _take(run: Run, first: Point, h: float, s: int) -> Step:
+    """One step of size h with s stages; the dissipation is integrated beside the dual."""
+    rule = chebyshev.coefficients(s)
+    before, at = first, first
+    passed_before, passed = 0.0, 0.0
+    for j in range(1, s + 1):
+        mu, nu, kappa, gamma = rule.mu[j], rule.nu[j], h * rule.kappa[j], h * rule.gamma[j]
+        dual = (1 - mu - nu) * first.dual + mu * at.dual + nu * before.dual
+        dual += kappa * at.direction + gamma * first.direction
+        passes = mu * passed + nu * passed_before + kappa * at.speed + gamma * first.speed
+        passed_before, passed = passed, passes
+        before, at = at, _evaluate(run, dual)
+    return Step(first, at, h, passed)
+
+
+def _error(run: Run, step: Step, scale: Tensor) -> float:
+    """That of the dual, by its third derivative, and of the dissipation, in their scales."""
+    first, last, h = step.first, step.last, step.h
+    moved = 0.8 * (first.dual - last.dual) + 0.4 * h * (first.direction + last.direction)
+    lost = -0.8 * step.dissipated + 0.4 * h * (first.speed + last.speed)
+    lost = abs(lost) / (run.rtol * max(1.0, abs(last.loss - first.loss)))
+    size = float((moved / scale).square().mean().sqrt())
+    return max(size, lost) if math.isfinite(size) and math.isfinite(lost) else math.inf
+
+
+def _factor(error: float, *, rejected: bool) -> float:
+    if not math.isfinite(error):
+        return 0.15
+    return min(1.0 if rejected else 5.0, max(0.15, 0.8 * max(error, 1e-6) ** (-1 / 3)))
+
+
+def _cut(run: Run, state: State, step: Step, share: float, _: End) -> End:
     """The step up to ``share``, on its dense output."""
-    run.stats.half_passes += 2
-    at = evaluate(run.flow, smooth.dual(np.array([share]))[0])
-    return End(share, _dense(state, smooth, share, at), at)
+    return _keep(state, step, share, _evaluate(run, step.dual(share)))
 
 
-def _dense(state: State, smooth: Smooth[Point], share: float, last: Point) -> DenseStep:
-    """Dense output up to ``share``; what ∫‖G‖²_D misses of Δℓ is spread over the step."""
-    shares = np.concatenate([[0.0], radau.NODES])
-    duals = smooth.dual(share * shares)
-    duals[-1] = last.dual
-    passed = smooth.dissipated(share * shares)
-    missed = last.loss - smooth.first.loss - passed[-1]
-    loss = smooth.first.loss + passed + missed * shares
-    loss[-1] = last.loss
-    h, dissipated = share * smooth.h, float(passed[-1])
-    return DenseStep(duals, h, state.log_time, loss, np.zeros(4), False, dissipated)
+def _keep(state: State, step: Step, share: float, last: Point) -> End:
+    """Dense output up to ``share``, where the flow is ``last``; cubic, as the step's."""
+    first, h = step.first, share * step.h
+    kept = Step(first, last, h, 0.0)
+    duals = torch.stack([first.dual, *(kept.dual(node) for node in radau.NODES)])
+    loss = [first.loss]
+    for node in radau.NODES:
+        a, b, c, d = _hermite(node)
+        loss.append(a * first.loss + b * last.loss + h * (c * first.speed + d * last.speed))
+    _, whole, c, d = _hermite(share)
+    passed = whole * step.dissipated + step.h * (c * first.speed + d * step.last.speed)
+    dense = DenseStep(duals, h, state.log_time, np.array(loss), np.zeros(4), False, passed)
+    return End(share, dense, last)
+
+
+def _hermite(share: float) -> tuple[float, float, float, float]:
+    """Weights of the values at start and end, and of h times the slopes there."""
+    rest = 1 - share
+    value = share * share * (1 + 2 * rest)
+    return 1 - value, value, share * rest * rest, -share * share * rest
