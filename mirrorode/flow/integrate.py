@@ -36,7 +36,9 @@ LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock,
 EAGER = 1.0  # and from which it can be, where explicit steps have become dear
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
+SUDDEN = 1e-3  # share of the step wanted, below which the end of a slide is in its start
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
+TINY = 1e-290  # and so it is below this
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
@@ -69,6 +71,9 @@ def _advance(
         sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=0.0)
         outcome = _implicit(sharper, replace(state, last=None, h=None), rules)
         run.largest_step = max(run.largest_step, sharper.largest_step)
+    if outcome is Status.BLOCKED and state.late and has_kinks(run.flow):
+        # Several kinks at one place: an explicit step, which needs no multipliers, leads past them.
+        outcome = explicit.advance(run, replace(state, late=False, h=None, last=None), rules)
     return outcome
 
 
@@ -76,6 +81,7 @@ def _implicit(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step of the implicit method."""
+    settled = state.settle
     state, point = _prepare(run, state)
     run.complete(state.mode.slides, point.coefficients)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
@@ -105,7 +111,7 @@ def _implicit(
                 dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
                 held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
                 return _implicit(run, held, rules)
-            if h < SMALLEST * run.largest_step:
+            if h <= max(SMALLEST * run.largest_step, TINY):
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
@@ -139,6 +145,10 @@ def _implicit(
             due = end if end.share <= landing else None
             share = min(end.share, landing)
             h, guess, patient = h * share, (attempt, share), True
+            nothing_met = len(end.arrivals) + len(end.captures) == 0 and end.share <= landing
+            if state.late and nothing_met and not settled and h < SUDDEN * wanted:
+                # A slide that ends at once: the multipliers at the start were not those behind it.
+                return _implicit(run, replace(state, settle=True, last=None, h=wanted), rules)
     return Status.BLOCKED
 
 
@@ -161,6 +171,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
+    state, point = _settle(run, state, point)
     for _ in range(0 if state.stay else len(state.mode.slides)):
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
@@ -168,7 +179,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         sides = [0.0] * len(off) + [1.0] * len(on)
         run.record("exit", off + on, state.log_time, point.loss, sides)
         state = replace(state, mode=mode, last=None, settle=state.late)
-        point = look(run, state)
+        state, point = _settle(run, state, look(run, state))
     if any(bool(units.any()) for units in state.mode.captured):
         share = torch.softmax(point.log_weights[point.samples], 0)
         args = (run.flow, state.dual, state.mode, point.samples, share, run.scale(state.dual))
@@ -176,16 +187,21 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         if len(freed):
             run.record("release", freed, state.log_time, point.loss)
             state = replace(state, dual=dual, mode=mode, last=None, settle=state.late)
-            point = look(run, state)
-    if state.settle:
-        attempt = try_step(run, replace(state, last=None), point, CONSISTENT)
-        if attempt is not None:
-            weights = point.log_weights.clone()
-            weights[attempt.point.samples] = attempt.stages.log_mu[2]
-            state = replace(state, log_weights=weights, nu=float(attempt.stages.nu[2]))
-            point = look(run, state)
-        state = replace(state, settle=False)
+            state, point = _settle(run, state, look(run, state))
     return state, point
+
+
+def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
+    """The multipliers behind a change of the active kinks, from a step of no length."""
+    if not state.settle:
+        return state, point
+    attempt = try_step(run, replace(state, last=None), point, CONSISTENT)
+    if attempt is not None:
+        weights = point.log_weights.clone()
+        weights[attempt.point.samples] = attempt.stages.log_mu[2]
+        state = replace(state, log_weights=weights, nu=float(attempt.stages.nu[2]))
+        point = look(run, state)
+    return replace(state, settle=False), point
 
 
 def _first_step(state: State, point: Point) -> float:
