@@ -36,7 +36,6 @@ LATE = 2.0  # log(1/𝓛) from which the loss itself is the clock,
 EAGER = 1.0  # and from which it can be, where explicit steps have become dear
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
-SUDDEN = 1e-3  # share of the step wanted, below which the end of a slide is in its start
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
 TINY = 1e-290  # and so it is below this
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
@@ -68,7 +67,8 @@ def _advance(
     outcome = _implicit(run, state, rules)
     if outcome is Status.BLOCKED:
         # Newton found no step: once more, with a tenth of the tolerance.
-        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=0.0)
+        largest = 1e-3 * run.largest_step
+        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=largest)
         outcome = _implicit(sharper, replace(state, last=None, h=None), rules)
         run.largest_step = max(run.largest_step, sharper.largest_step)
     if outcome is Status.BLOCKED and state.late and has_kinks(run.flow):
@@ -81,7 +81,6 @@ def _implicit(
     run: Run, state: State, rules: Sequence[StoppingRule]
 ) -> tuple[State, DenseStep] | Status:
     """One accepted step of the implicit method."""
-    settled = state.settle
     state, point = _prepare(run, state)
     run.complete(state.mode.slides, point.coefficients)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
@@ -90,7 +89,6 @@ def _implicit(
         return Status.STATIONARY
     wanted = _first_step(state, point) if state.h is None else state.h
     h = min(wanted, distance(point.loss, rules)) if state.late else wanted
-    none = Pairs.none(state.dual.device)
     due: Ending | None = None
     guess, patient, frozen, landings = None, False, False, 0
     for _ in range(100):
@@ -105,26 +103,16 @@ def _implicit(
             factor = 0.3 if attempt is None else min(0.8, _step_factor(attempt.error))
             h = wanted = h * factor
             due = guess = None
-            vanishing = events.vanishing(run, state, point) if attempt is None else none
-            if len(vanishing):
-                run.record("capture", vanishing, state.log_time, point.loss)
-                dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
-                held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
+            held = _captured_at_once(run, state, point, h) if attempt is None else None
+            if held is not None:
                 return _implicit(run, held, rules)
             if h <= max(SMALLEST * run.largest_step, TINY):
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
-            back = _back_at_once(attempt, h, run)
-            if state.late and len(back):
-                # At its kink from the start, and pushed back on it.
-                dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
-                if len(entered):
-                    run.record("slide", entered, state.log_time, point.loss)
-                    held = replace(
-                        state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True
-                    )
-                    return _implicit(run, held, rules)
+            held = _back_at_once(run, state, attempt, h) if state.late else None
+            if held is not None:
+                return _implicit(run, held, rules)
             landing = share_to(attempt.dense, rules)
             if landing < end.share:
                 # The noise of log t in a step is relative to what the step adds to it: from the
@@ -145,10 +133,6 @@ def _implicit(
             due = end if end.share <= landing else None
             share = min(end.share, landing)
             h, guess, patient = h * share, (attempt, share), True
-            nothing_met = len(end.arrivals) + len(end.captures) == 0 and end.share <= landing
-            if state.late and nothing_met and not settled and h < SUDDEN * wanted:
-                # A slide that ends at once: the multipliers at the start were not those behind it.
-                return _implicit(run, replace(state, settle=True, last=None, h=wanted), rules)
     return Status.BLOCKED
 
 
@@ -158,10 +142,27 @@ def _hand_over(state: State, at: Field) -> bool:
     return matter < FEW and (at.loss >= EAGER or state.stiff >= STUCK)
 
 
-def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
-    """Pairs that arrive at kinks on which they were at the start."""
+def _captured_at_once(run: Run, state: State, point: Point, h: float) -> State | None:
+    """The state with units held that come to zero where they stand, if there are any."""
+    vanishing = events.vanishing(run, state, point)
+    if len(vanishing) == 0:
+        return None
+    run.record("capture", vanishing, state.log_time, point.loss)
+    dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
+    return replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
+
+
+def _back_at_once(run: Run, state: State, attempt: Attempt, h: float) -> State | None:
+    """The state that slides along kinks where it was from the start and is pushed back, if any."""
     arrivals, times = attempt.stages.arrivals, attempt.stages.arrival_times
-    return _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
+    back = _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
+    if len(back) == 0:
+        return None
+    dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
+    if len(entered) == 0:
+        return None
+    run.record("slide", entered, state.log_time, attempt.point.loss)
+    return replace(state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True)
 
 
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
