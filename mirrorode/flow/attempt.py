@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow import radau, stages
-from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.dense import DISSIPATION, DenseStep
 from mirrorode.flow.state import Point, Run, State, fix_step
 from mirrorode.flow.step import Clock, Step
 from mirrorode.flow.system import Stages
@@ -70,7 +70,8 @@ def try_step(
     dense = _dense(run, state, point, found, h)
     error = _error(run, step, weight * point.direction, found)
     clock_error = dense.log_time_error() / (run.rtol * max(1.0, abs(dense.log_time_at(1.0))))
-    return Attempt(step, point, found, dense, max(error, clock_error))
+    lost = dense.energy_lost() / (DISSIPATION * run.rtol) if found.converged else 0.0
+    return Attempt(step, point, found, dense, max(error, clock_error, lost))
 
 
 def _guess(

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mirrorode.flow import radau
 
+DISSIPATION = 10.0  # energy lost in a step, in units of rtol, that rejects it
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(16)
 _PANELS = np.array([1.0, 0.5, 0.25, 0.12, 0.05, 0.0])
 _REACH = 45.0  # e⁻⁴⁵ of the last unit is below round-off
@@ -57,6 +58,15 @@ class DenseStep:
         if self.prescribed:
             return self.loss[0] * np.exp(self.h * np.asarray(s))
         return poly.polyval(np.asarray(s), self.loss @ radau.STATE_BASIS)
+
+    def energy_lost(self) -> float:
+        """By how much the step misses the dissipation identity.
+
+        Relative to log(1/𝓛) where that is prescribed, to what it gained elsewhere; to 1 at least.
+        """
+        change = float(self.log_inverse_loss(1.0)) - float(self.loss[0])
+        size = float(self.loss[0]) if self.prescribed else abs(change)
+        return abs(self.dissipated - change) / max(1.0, size)
 
     def log_time_error(self) -> float:
         """Estimate of the error of log t at the end that this step has made.

@@ -37,6 +37,7 @@ EAGER = 1.0  # and from which it can be, where explicit steps have become dear
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
+TINY = 1e-290  # and so it is below this
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
@@ -66,9 +67,13 @@ def _advance(
     outcome = _implicit(run, state, rules)
     if outcome is Status.BLOCKED:
         # Newton found no step: once more, with a tenth of the tolerance.
-        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=0.0)
+        largest = 1e-3 * run.largest_step
+        sharper = replace(run, rtol=max(0.1 * run.rtol, 1e-12), largest_step=largest)
         outcome = _implicit(sharper, replace(state, last=None, h=None), rules)
         run.largest_step = max(run.largest_step, sharper.largest_step)
+    if outcome is Status.BLOCKED and state.late and has_kinks(run.flow):
+        # Several kinks at one place: an explicit step, which needs no multipliers, leads past them.
+        outcome = explicit.advance(run, replace(state, late=False, h=None, last=None), rules)
     return outcome
 
 
@@ -84,7 +89,6 @@ def _implicit(
         return Status.STATIONARY
     wanted = _first_step(state, point) if state.h is None else state.h
     h = min(wanted, distance(point.loss, rules)) if state.late else wanted
-    none = Pairs.none(state.dual.device)
     due: Ending | None = None
     guess, patient, frozen, landings = None, False, False, 0
     for _ in range(100):
@@ -99,26 +103,16 @@ def _implicit(
             factor = 0.3 if attempt is None else min(0.8, _step_factor(attempt.error))
             h = wanted = h * factor
             due = guess = None
-            vanishing = events.vanishing(run, state, point) if attempt is None else none
-            if len(vanishing):
-                run.record("capture", vanishing, state.log_time, point.loss)
-                dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
-                held = replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
+            held = _captured_at_once(run, state, point, h) if attempt is None else None
+            if held is not None:
                 return _implicit(run, held, rules)
-            if h < SMALLEST * run.largest_step:
+            if h <= max(SMALLEST * run.largest_step, TINY):
                 break
         else:
             end = events.ending(attempt.step, attempt.stages, attempt.point.samples)
-            back = _back_at_once(attempt, h, run)
-            if state.late and len(back):
-                # At its kink from the start, and pushed back on it.
-                dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
-                if len(entered):
-                    run.record("slide", entered, state.log_time, point.loss)
-                    held = replace(
-                        state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True
-                    )
-                    return _implicit(run, held, rules)
+            held = _back_at_once(run, state, attempt, h) if state.late else None
+            if held is not None:
+                return _implicit(run, held, rules)
             landing = share_to(attempt.dense, rules)
             if landing < end.share:
                 # The noise of log t in a step is relative to what the step adds to it: from the
@@ -148,10 +142,27 @@ def _hand_over(state: State, at: Field) -> bool:
     return matter < FEW and (at.loss >= EAGER or state.stiff >= STUCK)
 
 
-def _back_at_once(attempt: Attempt, h: float, run: Run) -> Pairs:
-    """Pairs that arrive at kinks on which they were at the start."""
+def _captured_at_once(run: Run, state: State, point: Point, h: float) -> State | None:
+    """The state with units held that come to zero where they stand, if there are any."""
+    vanishing = events.vanishing(run, state, point)
+    if len(vanishing) == 0:
+        return None
+    run.record("capture", vanishing, state.log_time, point.loss)
+    dual, mode = capture.hold(run.flow, state.dual, state.mode, vanishing)
+    return replace(state, dual=dual, mode=mode, last=None, h=h, settle=state.late)
+
+
+def _back_at_once(run: Run, state: State, attempt: Attempt, h: float) -> State | None:
+    """The state that slides along kinks where it was from the start and is pushed back, if any."""
     arrivals, times = attempt.stages.arrivals, attempt.stages.arrival_times
-    return _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
+    back = _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
+    if len(back) == 0:
+        return None
+    dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
+    if len(entered) == 0:
+        return None
+    run.record("slide", entered, state.log_time, attempt.point.loss)
+    return replace(state, dual=dual, mode=mode, last=None, h=h, settle=True, stay=True)
 
 
 def _prepare(run: Run, state: State) -> tuple[State, Point]:
@@ -161,6 +172,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
         state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
+    state, point = _settle(run, state, point)
     for _ in range(0 if state.stay else len(state.mode.slides)):
         mode, off, on = events.leave(state.mode, point.coefficients)
         if len(off) + len(on) == 0:
@@ -168,7 +180,7 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         sides = [0.0] * len(off) + [1.0] * len(on)
         run.record("exit", off + on, state.log_time, point.loss, sides)
         state = replace(state, mode=mode, last=None, settle=state.late)
-        point = look(run, state)
+        state, point = _settle(run, state, look(run, state))
     if any(bool(units.any()) for units in state.mode.captured):
         share = torch.softmax(point.log_weights[point.samples], 0)
         args = (run.flow, state.dual, state.mode, point.samples, share, run.scale(state.dual))
@@ -176,16 +188,21 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
         if len(freed):
             run.record("release", freed, state.log_time, point.loss)
             state = replace(state, dual=dual, mode=mode, last=None, settle=state.late)
-            point = look(run, state)
-    if state.settle:
-        attempt = try_step(run, replace(state, last=None), point, CONSISTENT)
-        if attempt is not None:
-            weights = point.log_weights.clone()
-            weights[attempt.point.samples] = attempt.stages.log_mu[2]
-            state = replace(state, log_weights=weights, nu=float(attempt.stages.nu[2]))
-            point = look(run, state)
-        state = replace(state, settle=False)
+            state, point = _settle(run, state, look(run, state))
     return state, point
+
+
+def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
+    """The multipliers behind a change of the active kinks, from a step of no length."""
+    if not state.settle:
+        return state, point
+    attempt = try_step(run, replace(state, last=None), point, CONSISTENT)
+    if attempt is not None:
+        weights = point.log_weights.clone()
+        weights[attempt.point.samples] = attempt.stages.log_mu[2]
+        state = replace(state, log_weights=weights, nu=float(attempt.stages.nu[2]))
+        point = look(run, state)
+    return replace(state, settle=False), point
 
 
 def _first_step(state: State, point: Point) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow import meeting, radau, waveform
-from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.dense import DISSIPATION, DenseStep
 from mirrorode.flow.integrate import SMALLEST
 from mirrorode.flow.landing import distance, share_to
 from mirrorode.flow.layout import Layout
@@ -35,7 +35,6 @@ BENT = 0.8  # error of a step from which they are
 LANDED = 0.01  # share of a step within which an event is at its end
 HARD = 8  # sweeps from which the next step grows little: a failed one costs more
 FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
-DISSIPATION = 10.0  # residual of a step's dissipation, in units of rtol, that rejects it
 
 
 @dataclass
@@ -259,11 +258,9 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
         guess = _widened(run, state, found, samples, wider)
         samples = wider
     dense = _dense(run, state, point, found, h)
-    gained, change = dense.dissipated, float(dense.log_inverse_loss(1.0)) - point.loss
-    size = max(1.0, point.loss if state.late else abs(change))
-    wrong = abs(gained - change) / (DISSIPATION * run.rtol * size)
+    lost = dense.energy_lost() / (DISSIPATION * run.rtol)
     clock_error = dense.log_time_error() / (run.rtol * max(1.0, abs(dense.log_time_at(1.0))))
-    return Attempt(samples, kept, found, dense, max(found.defect, clock_error, wrong))
+    return Attempt(samples, kept, found, dense, max(found.defect, clock_error, lost))
 
 
 def _guess(state: State, u: Tensor, samples: Tensor, h: float) -> Tensor:

@@ -143,10 +143,9 @@ def test_residual_falls_along_a_flow(far_run, name):
     assert residuals[0] > 2 * residuals[1] > 8 * residuals[2]
 
 
-@pytest.mark.parametrize("name", ["hyperbolic", "euclidean"])
-def test_without_kink_coefficients_it_does_not(far_run, name):
-    """Negative control: these two slide for ever, and no single-valued gradients make the limit."""
-    flow, path = far_run(name)
+def test_without_kink_coefficients_it_does_not(far_run):
+    """Negative control: this run slides for ever, and no single-valued gradients make the limit."""
+    flow, path = far_run("euclidean")
     found = mo.kkt(flow, path[-1])
     inside = (found.kink_coefficients > 0.01) & (found.kink_coefficients < 0.99)
     assert bool(inside.any())
