@@ -4,14 +4,15 @@ With s stages a step is stable up to h ρ ≈ 0.65 s², ρ the largest of the ei
 of fixed stages gets as far as 0.5 s. The flow is made for it: its Jacobian ∂²ℓ D is similar to a
 symmetric matrix, and what is stiff in it, the relaxation of the softmax weights, is negative.
 
-B. P. Sommeijer, L. F. Shampine and J. G. Verwer, *RKC: an explicit solver for parabolic PDEs*, 1997.
+B. P. Sommeijer, L. F. Shampine and J. G. Verwer, *RKC: an explicit solver for parabolic PDEs*,
+1997.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -42,7 +43,7 @@ def longest(rho: float) -> float:
     return (LARGEST - 2) ** 2 / (1.54 * max(rho, 1e-300))
 
 
-@lru_cache(maxsize=None)
+@cache
 def coefficients(s: int) -> Coefficients:
     """Those of s ≥ 2 stages."""
     w = 1 + DAMPING / s**2

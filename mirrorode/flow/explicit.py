@@ -22,7 +22,6 @@ from mirrorode.flow import dormand_prince, events, field
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.dormand_prince import Smooth
 from mirrorode.flow.ends import End, finish
-from mirrorode.flow.field import Field
 from mirrorode.flow.landing import land
 from mirrorode.flow.state import Run, State
 from mirrorode.flow.stopping import StoppingRule
@@ -44,7 +43,7 @@ def advance(
         return Status.NON_FINITE
     if first.speed == 0:
         return Status.STATIONARY
-    h = state.h or first_step(first)
+    h = state.h or first_step(first.dual, first.direction)
     scale, rejected = step_scale(run, state.dual), False
     for _ in range(ATTEMPTS):
         smooth = dormand_prince.take(run, state.mode, first, h, scale)
@@ -69,10 +68,10 @@ def advance(
     return Status.BLOCKED
 
 
-def first_step(first: Field) -> float:
+def first_step(dual: Tensor, direction: Tensor) -> float:
     """A step in which the dual moves by a hundredth of its size (Hairer, Nørsett, Wanner II.4)."""
-    rms = max(float(first.dual.square().mean().sqrt()), 1e-3)
-    return 0.01 * rms / float(first.direction.square().mean().sqrt())
+    rms = max(float(dual.square().mean().sqrt()), 1e-3)
+    return 0.01 * rms / float(direction.square().mean().sqrt())
 
 
 def step_scale(run: Run, dual: Tensor) -> Tensor:

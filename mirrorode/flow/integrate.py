@@ -206,9 +206,7 @@ def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
 
 
 def _first_step(state: State, point: Point) -> float:
-    """A step in which the dual moves by a hundredth of its size (Hairer, Nørsett, Wanner II.4)."""
-    rms = float(state.dual.square().mean().sqrt())
-    h = 0.01 * max(rms, 1e-3) / float(point.direction.square().mean().sqrt())
+    h = explicit.first_step(state.dual, point.direction)
     return h * point.speed / point.loss if state.late else h
 
 

@@ -31,11 +31,16 @@ class Kept(Protocol):
     """A step kept up to ``share`` of what was integrated."""
 
     @property
-    def share(self) -> float: ...
+    def share(self) -> float:
+        """The share of the step that is kept."""
+
     @property
-    def dense(self) -> DenseStep: ...
+    def dense(self) -> DenseStep:
+        """Dense output up to there."""
+
     @property
-    def loss(self) -> float: ...
+    def loss(self) -> float:
+        """log(1/𝓛) there."""
 
 
 K = TypeVar("K", bound=Kept)

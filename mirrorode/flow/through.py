@@ -25,7 +25,6 @@ from mirrorode.flow import chebyshev, radau
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.explicit import ATTEMPTS, SMALLEST, first_step, step_scale
 from mirrorode.flow.landing import land
-from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run
 from mirrorode.flow.step import metric
 from mirrorode.flow.stopping import StoppingRule
@@ -50,11 +49,11 @@ class Point:
 
 @dataclass(frozen=True)
 class State:
-    """Where the integration stands, with the step to try next and the stiffest direction known."""
+    """Where it stands, with the step to try next (0 at first) and the stiffest direction known."""
 
     at: Point
     log_time: float = -math.inf
-    h: float | None = None
+    h: float = 0.0
     stiffest: Tensor | None = None
     rho: float = 0.0
 
@@ -123,7 +122,7 @@ def advance(
     if first.speed == 0:
         return Status.STATIONARY
     scale, rejected = step_scale(run, first.dual), False
-    state = replace(state, h=state.h or first_step(first))
+    state = replace(state, h=state.h or first_step(first.dual, first.direction))
     for _ in range(ATTEMPTS):
         state = _probe(run, state)
         h = min(state.h, chebyshev.longest(state.rho))

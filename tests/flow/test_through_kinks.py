@@ -66,7 +66,9 @@ def test_the_price(monkeypatch):
     unit = [one.theta[-1] / one.theta[-1].norm() for one in (run, exact)]
     assert float((unit[0] - unit[1]).norm()) < 3e-3
     assert _dissipation(exact).passed
-    missed = [abs(float(one.dissipated[-1] - one.log_inverse_loss.diff().sum())) for one in (run, exact)]
+    missed = [
+        abs(float(one.dissipated[-1] - one.log_inverse_loss.diff().sum())) for one in (run, exact)
+    ]
     assert missed[0] > 10 * missed[1]
 
 
