@@ -18,7 +18,7 @@ from mirrorode.flow.normals import of_pairs, solve_gram
 from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.step import Mode, Step, captured_places, metric
 from mirrorode.flow.system import Stages
-from mirrorode.problem.networks import Pattern
+from mirrorode.problem.homogeneous import Pattern
 
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
 SOFT_LATE = 3e-3  # the same once the loss is the clock

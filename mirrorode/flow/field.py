@@ -17,7 +17,7 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.normals import Normals
 from mirrorode.flow.step import Mode, captured_places, metric, push_signals, recover
-from mirrorode.problem.networks import Forward
+from mirrorode.problem.homogeneous import Forward
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from mirrorode.flow.state import start as start
 from mirrorode.flow.step import Mode, has_kinks
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
-from mirrorode.problem.networks import Pattern
+from mirrorode.problem.homogeneous import Pattern
 
 STUCK = 15  # explicit steps in a row that stability limits, after which it is for the implicit ones
 FEW = (

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow import radau
-from mirrorode.problem.networks import Pattern
+from mirrorode.problem.homogeneous import Pattern
 
 
 @dataclass(frozen=True)

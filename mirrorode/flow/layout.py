@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirrorode.problem.networks import MLP, HomogeneousNetwork
+from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.networks import MLP
 
 LARGEST = 2000  # neurons up to which a module is asked whether it is of this form
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
-from mirrorode.problem.networks import HomogeneousNetwork
+from mirrorode.problem.homogeneous import HomogeneousNetwork
 from mirrorode.problem.potentials import SeparablePotential
 
 AT_ONCE = 1 << 17  # pairs of a sample and a unit evaluated together: a megabyte, of any data set

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow.kinks import Pairs
-from mirrorode.problem.networks import MLP, HomogeneousNetwork, Pattern
+from mirrorode.problem.homogeneous import HomogeneousNetwork, Pattern
+from mirrorode.problem.networks import MLP
 
 
 class Normals(ABC):

@@ -9,7 +9,7 @@ from mirrorode.flow import radau, tracking
 from mirrorode.flow.kinks import Pairs, Rows, divide
 from mirrorode.flow.step import Step, has_kinks
 from mirrorode.flow.system import Iterate, Stages, System
-from mirrorode.problem.networks import Forward
+from mirrorode.problem.homogeneous import Forward
 
 MAX_ITERATIONS = 12
 IN_SIGHT = 1e5  # Newton update at which an event ahead is believed; the shorter step checks it

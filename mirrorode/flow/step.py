@@ -17,7 +17,8 @@ from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.normals import Normals, of_pairs, solve_gram
 from mirrorode.flow.trajectory import Stats
-from mirrorode.problem.networks import MLP, HomogeneousNetwork, Pattern
+from mirrorode.problem.homogeneous import HomogeneousNetwork, Pattern
+from mirrorode.problem.networks import MLP
 
 
 @dataclass(frozen=True)

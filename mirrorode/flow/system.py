@@ -21,7 +21,7 @@ from torch import Tensor
 from mirrorode.flow import radau
 from mirrorode.flow.kinks import Pairs, Rows
 from mirrorode.flow.step import Step, push_signals, slide_coefficients
-from mirrorode.problem.networks import Forward
+from mirrorode.problem.homogeneous import Forward
 
 NEWTON_TOLERANCE = 1e-3  # of the error scale; at 3e-2 the noise reaches the error estimate
 

@@ -10,7 +10,7 @@ from mirrorode.flow.kinks import Pairs, crossings
 from mirrorode.flow.normals import of_pairs, solve_gram
 from mirrorode.flow.step import Step, has_kinks, jumps
 from mirrorode.flow.system import Iterate, System, at_nodes
-from mirrorode.problem.networks import Forward, Pattern
+from mirrorode.problem.homogeneous import Forward, Pattern
 
 STEADY = 0.01  # of a step: crossing times that move less do not keep Newton going
 

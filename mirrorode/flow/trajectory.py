@@ -21,7 +21,8 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem import potentials
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
-from mirrorode.problem.networks import MLP, DiagonalLinear, HomogeneousNetwork
+from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.networks import MLP, DiagonalLinear
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.problem.errors import InputError, require
-from mirrorode.problem.networks import HomogeneousNetwork, Pattern
+from mirrorode.problem.homogeneous import HomogeneousNetwork, Pattern
 
 SAMPLES = 6
 STARTS, ATTEMPTS = 3, 30

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 from mirrorode.problem import homogeneity
 from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.gates import Gates, Plan, Reached
-from mirrorode.problem.networks import Forward, HomogeneousNetwork, Pattern
+from mirrorode.problem.homogeneous import Forward, HomogeneousNetwork, Pattern
 from mirrorode.problem.tracing import trace
 
 
