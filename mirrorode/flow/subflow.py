@@ -56,6 +56,39 @@ class Path:
     shortest: float = 1.0
 
 
+@dataclass
+class _Underway:
+    """The N neurons somewhere in the step, each at its own position; changed in place.
+
+    Attributes:
+        s: positions (N,); delta: lengths of the next pieces (N,).
+        state: duals, and what each has added to log(1/𝓛), (N, d + 2).
+        on, slides: (N, G); captured: (N,).
+        force: polynomials of the force on their patterns.
+    """
+
+    drive: Drive
+    path: Path
+    outputs: Tensor
+    s: Tensor
+    delta: Tensor
+    state: Tensor
+    on: Tensor
+    slides: Tensor
+    captured: Tensor
+    force: Tensor
+
+    def note(self, s: Tensor, neuron: Tensor, surface: Tensor, kind: Tensor, xi: Tensor) -> None:
+        """Write events down."""
+        self.path.events.append(Happening(s, neuron, surface, kind, xi))
+
+    def note_one(self, row: int, kind: int) -> None:
+        """Write down an event of one neuron with all its surfaces."""
+        one = torch.tensor([row], device=self.s.device)
+        code = torch.full_like(one, kind)
+        self.note(self.s[one], one, -torch.ones_like(one), code, self.s.new_zeros(1))
+
+
 def follow(
     drive: Drive, start: Neurons, outputs: Tensor, tolerance: float, even: float = 0.0
 ) -> Path:
@@ -68,66 +101,77 @@ def follow(
     Raises:
         Lost: if a neuron meets kinks without end.
     """
-    count = len(start.dual)
-    state = torch.cat([start.dual, start.dual.new_zeros(count, 1)], 1)
-    on, slides, captured = start.on.clone(), start.slides.clone(), start.captured.clone()
-    path = Path(
-        start.dual.expand(len(outputs), -1, -1).clone(),
-        slides.expand(len(outputs), -1, -1).clone(),
-        start,
-        state[:, -1],
-    )
-    s = torch.zeros_like(state[:, 0])
-    delta = torch.full_like(s, even or 1.0)
-    _let_go(drive, path, state, on, slides, captured, s)
-    still = ~(on.any(1) | slides.any(1)) & bool((drive.base == 0).all())
-    s[still | (captured & (s == 0))] = 1.0
-    force = drive.force(on)
-    path.work += 1.5
+    way = _set_out(drive, start, outputs, even)
     for _ in range(MOST_ROUNDS):
-        rows = torch.nonzero(s < 1)[:, 0]
+        rows = torch.nonzero(way.s < 1)[:, 0]
         if len(rows) == 0:
-            path.end = Neurons(state[:, :-1], on, slides, captured)
-            path.gained = state[:, -1]
-            path.duals[outputs == 1] = path.end.dual  # back on their surfaces, as the next step is
-            return path
-        piece, error = advance(
-            drive, rows, s[rows], torch.minimum(delta[rows], 1 - s[rows]), state[rows],
-            force[rows], on[rows], slides[rows], tolerance,
-        )  # fmt: skip
-        factor = (0.9 * error.clamp(min=1e-12) ** -0.2).clamp(0.2, 5.0)
-        fine = error <= 1
-        share, kind, surface, looked = first_event(drive, piece)
-        path.work += looked * len(rows) / count
-        share = torch.where(fine, share, torch.zeros_like(share))
-        kind = torch.where(fine, kind, torch.full_like(kind, -1))
-        _write(path, outputs, piece, share, fine)
-        reached = piece.at(share)
-        state[rows] = torch.where(fine[:, None], reached, state[rows])
-        end = piece.s + share * piece.delta
-        last = (share == 1) & (piece.s + piece.delta >= 1)
-        s[rows] = torch.where(fine, torch.where(last, torch.ones_like(end), end), s[rows])
-        path.shortest = min(path.shortest, float((piece.delta * factor.clamp(max=1.0)).min()))
-        if even:
-            delta[rows] = torch.where(fine, torch.full_like(factor, even), piece.delta * factor)
-        else:
-            delta[rows] = torch.where(fine, piece.delta.clamp(min=1e-3), piece.delta) * factor
-        changed = torch.nonzero(kind >= 0)[:, 0]
-        if len(changed):
-            here = rows[changed]
-            _apply(
-                drive, path, outputs, here, kind[changed], surface[changed], s, state, on, slides,
-                captured,
-            )  # fmt: skip
-            force[here] = drive.force(on[here])
-            path.work += 1.5 * len(here) / count
-        sliding = rows[slides[rows].any(1)]
-        if len(sliding):
-            padded = Slides.of(slides[sliding], drive.surfaces)
-            state[sliding, :-1] = snap(drive, padded, state[sliding, :-1])
-        if not bool(torch.isfinite(state[rows]).all()):
+            return _arrived(way)
+        _advance(way, rows, tolerance, even)
+        if not bool(torch.isfinite(way.state[rows]).all()):
             break
     raise Lost
+
+
+def _set_out(drive: Drive, start: Neurons, outputs: Tensor, even: float) -> _Underway:
+    count = len(start.dual)
+    state = torch.cat([start.dual, start.dual.new_zeros(count, 1)], 1)
+    duals = start.dual.expand(len(outputs), -1, -1).clone()
+    slides = start.slides.expand(len(outputs), -1, -1).clone()
+    path = Path(duals, slides, start, state[:, -1], work=1.5)
+    s = torch.zeros_like(state[:, 0])
+    way = _Underway(
+        drive, path, outputs, s, torch.full_like(s, even or 1.0), state,
+        start.on.clone(), start.slides.clone(), start.captured.clone(), drive.base,
+    )  # fmt: skip
+    _let_go(way)
+    unmoved = ~(way.on.any(1) | way.slides.any(1)) & bool((drive.base == 0).all())
+    way.s[unmoved | (way.captured & (s == 0))] = 1.0
+    way.force = drive.force(way.on)
+    return way
+
+
+def _arrived(way: _Underway) -> Path:
+    path = way.path
+    path.end = Neurons(way.state[:, :-1], way.on, way.slides, way.captured)
+    path.gained = way.state[:, -1]
+    path.duals[way.outputs == 1] = path.end.dual  # back on their surfaces, as the next step is
+    return path
+
+
+def _advance(way: _Underway, rows: Tensor, tolerance: float, even: float) -> None:
+    """One piece of the neurons ``rows``, up to its first event."""
+    drive, path, s, delta, state = way.drive, way.path, way.s, way.delta, way.state
+    count = len(s)
+    piece, error = advance(
+        drive, rows, s[rows], torch.minimum(delta[rows], 1 - s[rows]), state[rows],
+        way.force[rows], way.on[rows], way.slides[rows], tolerance,
+    )  # fmt: skip
+    factor = (0.9 * error.clamp(min=1e-12) ** -0.2).clamp(0.2, 5.0)
+    fine = error <= 1
+    share, kind, surface, looked = first_event(drive, piece)
+    path.work += looked * len(rows) / count
+    share = torch.where(fine, share, torch.zeros_like(share))
+    kind = torch.where(fine, kind, torch.full_like(kind, -1))
+    _write(path, way.outputs, piece, share, fine)
+    state[rows] = torch.where(fine[:, None], piece.at(share), state[rows])
+    end = piece.s + share * piece.delta
+    last = (share == 1) & (piece.s + piece.delta >= 1)
+    s[rows] = torch.where(fine, torch.where(last, torch.ones_like(end), end), s[rows])
+    path.shortest = min(path.shortest, float((piece.delta * factor.clamp(max=1.0)).min()))
+    if even:
+        delta[rows] = torch.where(fine, torch.full_like(factor, even), piece.delta * factor)
+    else:
+        delta[rows] = torch.where(fine, piece.delta.clamp(min=1e-3), piece.delta) * factor
+    changed = torch.nonzero(kind >= 0)[:, 0]
+    if len(changed):
+        here = rows[changed]
+        _apply(way, here, kind[changed], surface[changed])
+        way.force[here] = drive.force(way.on[here])
+        path.work += 1.5 * len(here) / count
+    sliding = rows[way.slides[rows].any(1)]
+    if len(sliding):
+        padded = Slides.of(way.slides[sliding], drive.surfaces)
+        state[sliding, :-1] = snap(drive, padded, state[sliding, :-1])
 
 
 def _write(path: Path, outputs: Tensor, piece: Piece, share: Tensor, fine: Tensor) -> None:
@@ -148,86 +192,86 @@ def _write(path: Path, outputs: Tensor, piece: Piece, share: Tensor, fine: Tenso
     )
 
 
-def _apply(
-    drive: Drive, path: Path, outputs: Tensor, rows: Tensor, kind: Tensor, surface: Tensor,
-    s: Tensor, state: Tensor, on: Tensor, slides: Tensor, captured: Tensor,
-) -> None:  # fmt: skip
-    """What the events make of the neurons ``rows``, in place."""
-    crossing = kind == meeting.CROSS
+def _apply(way: _Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
+    """What the events make of the neurons ``rows``."""
+    crossing, leaving = kind == meeting.CROSS, kind == meeting.EXIT
     if bool(crossing.any()):
-        here, which = rows[crossing], surface[crossing]
-        met = Meeting(s[here], state[here, :-1], on[here], slides[here], which)
-        on[here], slides[here], xi = meeting.decide(drive, met)
-        stays = slides[here, which]
-        code = torch.where(stays, meeting.SLIDE, meeting.CROSS)
-        path.events.append(Happening(s[here], here, which, code, xi))
-        one, dropped = torch.nonzero(met.slides & ~slides[here], as_tuple=True)
-        if len(one):  # what it slid along before does not hold it beside the new one
-            side, code = on[here[one], dropped].to(xi), torch.full_like(one, meeting.EXIT)
-            path.events.append(Happening(s[here[one]], here[one], dropped, code, side))
-    leaving = kind == meeting.EXIT
+        _cross(way, rows[crossing], surface[crossing])
     if bool(leaving.any()):
-        here, which = rows[leaving], surface[leaving]
-        row = torch.arange(len(here), device=here.device)
-        theta = drive.primal(state[here, :-1])
-        padded = Slides.of(slides[here], drive.surfaces)
-        force = polynomial(drive.force(on[here]), s[here])
-        value = padded.multipliers(drive.metric(theta)[:, :-1], force[..., None])[..., 0]
-        column = (padded.surface == which[:, None]).to(torch.uint8).argmax(1)
-        xi = -value[row, column] / meeting.strengths(drive, s[here], which)
-        slides[here, which] = False
-        on[here, which] = xi > 0.5
-        code = torch.full_like(here, meeting.EXIT)
-        path.events.append(Happening(s[here], here, which, code, (xi > 0.5).to(xi)))
+        _exit(way, rows[leaving], surface[leaving])
     for row in rows[kind == meeting.BRANCH].tolist():
         # The kink turns from attracting to repelling: of the continuations take the one off it.
-        slides[row] = False
-        _note(path, s, row, meeting.BRANCH)
+        way.slides[row] = False
+        way.note_one(row, meeting.BRANCH)
     for row in rows[kind == meeting.CAPTURE].tolist():
-        state[row, :-2] = 0.0
-        on[row], slides[row] = False, False
-        _note(path, s, row, meeting.CAPTURE)
-        sign = float(torch.sign(state[row, -2]))
-        strength, direction = meeting.pull(drive, float(s[row]), sign)
-        if strength > meeting.LOOSE:  # it only passes through zero
-            on[row], slides[row] = meeting.outward(drive, float(s[row]), sign, direction)
-            _note(path, s, row, meeting.RELEASE)
-        else:
-            captured[row] = True
-            path.duals[outputs > s[row], row, :-1] = 0.0
-            s[row] = 1.0
+        _capture(way, row)
 
 
-def _note(path: Path, s: Tensor, row: int, kind: int) -> None:
-    one = torch.tensor([row], device=s.device)
-    code = torch.full_like(one, kind)
-    path.events.append(Happening(s[one].clone(), one, -torch.ones_like(one), code, s.new_zeros(1)))
+def _cross(way: _Underway, rows: Tensor, surface: Tensor) -> None:
+    """They meet a surface: each goes on beyond it or begins to slide."""
+    s = way.s[rows]
+    met = Meeting(s, way.state[rows, :-1], way.on[rows], way.slides[rows], surface)
+    way.on[rows], way.slides[rows], xi = meeting.decide(way.drive, met)
+    code = torch.where(way.slides[rows, surface], meeting.SLIDE, meeting.CROSS)
+    way.note(s, rows, surface, code, xi)
+    one, dropped = torch.nonzero(met.slides & ~way.slides[rows], as_tuple=True)
+    if len(one):  # what it slid along before does not hold it beside the new one
+        side, code = way.on[rows[one], dropped].to(xi), torch.full_like(one, meeting.EXIT)
+        way.note(s[one], rows[one], dropped, code, side)
 
 
-def _let_go(
-    drive: Drive, path: Path, state: Tensor, on: Tensor, slides: Tensor, captured: Tensor, s: Tensor
-) -> None:
+def _exit(way: _Underway, rows: Tensor, surface: Tensor) -> None:
+    """They leave a surface to the side that their coefficient says."""
+    drive, s, row = way.drive, way.s[rows], torch.arange(len(rows), device=rows.device)
+    metric = drive.metric(drive.primal(way.state[rows, :-1]))[:, :-1]
+    padded = Slides.of(way.slides[rows], drive.surfaces)
+    force = polynomial(drive.force(way.on[rows]), s)
+    value = padded.multipliers(metric, force[..., None])[..., 0]
+    column = (padded.surface == surface[:, None]).to(torch.uint8).argmax(1)
+    above = -value[row, column] / meeting.strengths(drive, s, surface) > 0.5
+    way.slides[rows, surface] = False
+    way.on[rows, surface] = above
+    way.note(s, rows, surface, torch.full_like(rows, meeting.EXIT), above.to(s))
+
+
+def _capture(way: _Underway, row: int) -> None:
+    """It reaches w = 0, and stays there or only passes through."""
+    way.state[row, :-2] = 0.0
+    way.on[row], way.slides[row] = False, False
+    way.note_one(row, meeting.CAPTURE)
+    at, sign = float(way.s[row]), float(torch.sign(way.state[row, -2]))
+    strength, direction = meeting.pull(way.drive, at, sign)
+    if strength > meeting.LOOSE:
+        way.on[row], way.slides[row] = meeting.outward(way.drive, at, sign, direction)
+        way.note_one(row, meeting.RELEASE)
+    else:
+        way.captured[row] = True
+        way.path.duals[way.outputs > at, row, :-1] = 0.0
+        way.s[row] = 1.0
+
+
+def _let_go(way: _Underway) -> None:
     """Free the captured neurons that are pulled away from zero in this step, where that begins."""
+    grid = (0.0, *GRID)
     for sign in (1.0, -1.0):
-        held = torch.nonzero(captured & (torch.sign(state[:, -2]) == sign))[:, 0]
+        held = torch.nonzero(way.captured & (torch.sign(way.state[:, -2]) == sign))[:, 0]
         if len(held) == 0:
             continue
-        grid = (0.0, *GRID)
-        pulls = [meeting.pull(drive, at, sign)[0] for at in grid]
-        path.work += 0.1
-        pulled = [k for k, value in enumerate(pulls) if value > meeting.LOOSE]
-        if not pulled:
+        way.path.work += 0.1
+
+        def pulled(at: float, sign: float = sign) -> bool:
+            return meeting.pull(way.drive, at, sign)[0] > meeting.LOOSE
+
+        first = next((k for k, at in enumerate(grid) if pulled(float(at))), None)
+        if first is None:
             continue
-        high, low = float(grid[pulled[0]]), float(grid[max(0, pulled[0] - 1)])
+        high, low = float(grid[first]), float(grid[max(0, first - 1)])
         while high - low > 1e-12:
             middle = 0.5 * (low + high)
-            if meeting.pull(drive, middle, sign)[0] > meeting.LOOSE:
-                high = middle
-            else:
-                low = middle
-        direction = meeting.pull(drive, high, sign)[1]
-        leaves, edge = meeting.outward(drive, high, sign, direction)
-        on[held], slides[held], captured[held] = leaves, edge, False
-        s[held] = max(high, 1e-15)
+            high, low = (middle, low) if pulled(middle) else (high, middle)
+        direction = meeting.pull(way.drive, high, sign)[1]
+        leaves, edge = meeting.outward(way.drive, high, sign, direction)
+        way.on[held], way.slides[held], way.captured[held] = leaves, edge, False
+        way.s[held] = max(high, 1e-15)
         for row in held.tolist():
-            _note(path, s, row, meeting.RELEASE)
+            way.note_one(row, meeting.RELEASE)
