@@ -8,6 +8,7 @@ costs no more than one pass over the samples.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
@@ -231,7 +232,8 @@ def _factored(network: MLP, theta: Tensor, x: Tensor, pairs: Pairs, pattern: Pat
 def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
     """gram⁻¹ right for (…, S, S) and (…, S) or (…, S, m), scaled to a unit diagonal.
 
-    Twenty units of round-off on it decide where normals have come to depend on each other.
+    Twenty units of round-off on it decide where normals have come to depend on each other. NaN
+    where a step has gone so far that something has overflowed.
     """
     flat = right.ndim == gram.ndim - 1
     size = gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-300).rsqrt()
@@ -239,9 +241,11 @@ def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
     scaled.diagonal(dim1=-2, dim2=-1).add_(20 * torch.finfo(gram.dtype).eps)
     vector = size[..., None] * (right[..., None] if flat else right)
     factor, info = torch.linalg.cholesky_ex(scaled)
-    if bool((info > 0).any()):
+    if not bool((info > 0).any()):
+        solved = torch.cholesky_solve(vector, factor)
+    elif bool(scaled.isfinite().all() & vector.isfinite().all()):
         solved = torch.linalg.lstsq(scaled, vector).solution
     else:
-        solved = torch.cholesky_solve(vector, factor)
+        solved = torch.full_like(vector, math.nan)
     solved = size[..., None] * solved
     return solved[..., 0] if flat else solved
