@@ -244,7 +244,7 @@ def solve_gram(gram: Tensor, right: Tensor) -> Tensor:
     if not bool((info > 0).any()):
         solved = torch.cholesky_solve(vector, factor)
     elif bool(scaled.isfinite().all() & vector.isfinite().all()):
-        solved = torch.linalg.lstsq(scaled, vector).solution
+        solved = torch.linalg.pinv(scaled, hermitian=True) @ vector
     else:
         solved = torch.full_like(vector, math.nan)
     solved = size[..., None] * solved

@@ -253,9 +253,8 @@ def _mix(
     if len(history) > 1 and float(step.abs().max()) < 1.0:
         earlier = torch.stack([old[1] - step for old in history[:-1]], 1)
         places = torch.stack([old[0] - here for old in history[:-1]], 1)
-        mixed = torch.linalg.lstsq(
-            weigh[:, None] * earlier, -(weigh * step)[:, None], driver="gelsd", rcond=1e-10
-        ).solution[:, 0]
+        inverse = torch.linalg.pinv(weigh[:, None] * earlier, rtol=1e-10)
+        mixed = inverse @ -(weigh * step)
         if bool(torch.isfinite(mixed).all()) and float(mixed.abs().sum()) < 10:
             step = step + (places + earlier) @ mixed
     moved = move_log_weights(u, step[:count].reshape(u.shape), torch.logsumexp(u, -1, keepdim=True))

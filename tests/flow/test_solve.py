@@ -192,14 +192,3 @@ def test_wrong_parts(small_flow):
         mo.MirrorFlow(flow.network, flow.dataset, "euclidean")
     with pytest.raises(mo.InputError, match="`dataset` must have inputs of dimension 3"):
         mo.MirrorFlow(mo.MLP((3, 4, 1)), flow.dataset, flow.potential)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_on_the_gpu(small_flow):
-    flow = small_flow("hyperbolic")
-    start, rule = flow.network.initial(0), mo.LogInverseLoss(50.0)
-    there = mo.MirrorFlow(flow.network, flow.dataset.to("cuda"), flow.potential)
-    run, host = mo.solve(there, start, until=rule), mo.solve(flow, start, until=rule)
-    assert run.theta.is_cuda
-    torch.testing.assert_close(run.theta[-1].cpu(), host.theta[-1], rtol=1e-5, atol=1e-6)
