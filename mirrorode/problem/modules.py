@@ -197,6 +197,10 @@ class Network(HomogeneousNetwork):
         gates.finish()
         return value.reshape(())
 
+    def evaluate(self, parameters: dict[str, Tensor], x: Tensor) -> Tensor:
+        """The module itself at parameters by name and inputs (K, d), for who watches its calls."""
+        return functional_call(self._copy, {**parameters, **self._constants(x)}, (x,))
+
     def _constants(self, like: Tensor) -> dict[str, Tensor]:
         """Frozen parameters and buffers, in the precision and on the device of ``like``."""
         return {
@@ -206,9 +210,8 @@ class Network(HomogeneousNetwork):
 
     def _plain(self, theta: Tensor, x: Tensor) -> Tensor:
         """The module's own output (K,) at ``x`` (K, d), kinks and all."""
-        values = {**self.unflatten(theta), **self._constants(theta)}
         try:
-            output = functional_call(self._copy, values, (x,))
+            output = self.evaluate(self.unflatten(theta), x)
         except Exception as error:
             sentence = f"`module` must take inputs (K, {x.shape[1]}), but: {_first_line(error)}"
             raise InputError(sentence) from None
