@@ -335,7 +335,8 @@ class _Watch(TorchFunctionMode):
 
 def _pooled(largest: Callable[..., Tensor], average: bool) -> Callable[..., Tensor]:
     def pool(watch: _Watch, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        settings, names = dict(kwargs), ("kernel_size", "stride", "padding")
+        settings: dict[str, Any] = dict(kwargs)
+        names: tuple[str, ...] = ("kernel_size", "stride", "padding")
         names += ("ceil_mode",) if average else ("dilation", "ceil_mode")
         if largest.__name__.startswith("adaptive"):
             names = ("output_size",)

@@ -91,7 +91,9 @@ def _known(network: MLP | DiagonalLinear) -> Symmetries:
     """Layer after layer."""
     matrices = isinstance(network, MLP)
     shapes = list(network.shapes.values())
-    source, target, names, layers, below = [], [], [], [], 0
+    source, target, below = [], [], 0
+    names: list[str] = []
+    layers: list[int] = []
     for number, shape in enumerate(shapes, 1):
         last = number == len(shapes)
         first_here = len(names) + 1

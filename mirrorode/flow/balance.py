@@ -1,0 +1,205 @@
+"""The balance equation of each hidden unit, and its restoration along the rescaling orbit.
+
+A mirror flow conserves C_j = Σ_in κ̃(θ_e) − k Σ_out κ̃(θ_e) for each unit j (Appendix G.5); an
+integrator does to its tolerance. Multiplying what comes in with e^{s_j} and what goes out with
+e^{−k s_j} leaves the function of the network alone, and is the projection onto the balance
+manifold that is orthogonal in ∇²R. The s with C_j(s) = C_j(0) is the minimum of a convex function,
+whose Hessian is a weighted graph Laplacian with the ground removed: diagonal for two layers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.symmetries import Symmetries
+
+LONGEST = 1.5  # change of s in one Newton step: without a limit the scalar iteration diverges
+KEEPS = 0.003  # change of s up to which the Hessian is used again
+ITERATIONS = 1500  # with p = 10 a weight of 1e6 shrinks by a tenth in each
+EXACT = 4e-16  # of the sum of the terms; below it nothing is left to gain
+CLOSE = 1e-13  # below it, an iteration that no longer halves the defect is at round-off
+AT_ONCE = 1 << 24  # numbers in the Hessians that are solved with together
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The laws of J units at (…, n) parameters.
+
+    Attributes:
+        value: C_j = Σ_in κ̃ − k Σ_out κ̃, (…, J).
+        scale: Σ_in κ̃ + k Σ_out κ̃, to which a drift is relative.
+    """
+
+    value: Tensor
+    scale: Tensor
+
+    @classmethod
+    def at(cls, units: Symmetries, potential: SeparablePotential, theta: Tensor) -> Terms:
+        """Of the units at ``theta`` (…, n)."""
+        kappa = potential.balance_term(theta)
+        into, out = units.into(kappa), units.out_of(kappa)
+        return cls(into - out, into + out)
+
+    def drift(self, target: Tensor) -> Tensor:
+        """Largest |C_j − target_j| relative to the scale, (…)."""
+        return ((self.value - target).abs() / self.scale.clamp(min=1e-300)).amax(-1)
+
+
+@dataclass(frozen=True)
+class Restored:
+    """Parameters on the balance manifold.
+
+    Attributes:
+        theta: (T, n).
+        before: largest relative drift of each point as it was, (T,).
+        iterations: Newton iterations, each of all points.
+        left: how many units of how many points were left alone, by reason.
+    """
+
+    theta: Tensor
+    before: Tensor
+    iterations: int
+    left: dict[str, int]
+
+
+def restore(
+    units: Symmetries, potential: SeparablePotential, theta: Tensor, target: Tensor
+) -> Restored:
+    """Rescale the units at each of ``theta`` (T, n) so that their laws are ``target`` (J,).
+
+    Units for which there is no solution, or more than one, are recognised beforehand and left:
+    those without a path of nonzero weights from the input and to the output, unless the sign of
+    their target makes up for it.
+    """
+    units = units.to(theta)
+    before = Terms.at(units, potential, theta).drift(target)
+    free, left = _solvable(units, theta, target)
+    joined = ((units.source > 0) & (units.target > 0)).any()
+    size = len(units) ** 2 if bool(joined) else theta.shape[1]
+    parts, iterations = [], 0
+    for rows, mask in zip(
+        theta.split(max(1, AT_ONCE // size)), free.split(max(1, AT_ONCE // size)), strict=True
+    ):
+        found, count, unsolved = _newton(units, potential, rows, target, mask, bool(joined))
+        parts.append(found)
+        iterations += count
+        if unsolved:
+            left["the iteration does not converge"] = unsolved
+    return Restored(torch.cat(parts), before, iterations, left)
+
+
+def _solvable(units: Symmetries, theta: Tensor, target: Tensor) -> tuple[Tensor, dict[str, int]]:
+    """Which units to rescale (T, J), and how many not, by reason.
+
+    A unit without incoming weights can only have C_j ≤ 0, one without outgoing ones C_j ≥ 0.
+    """
+    used = (theta != 0).to(theta.dtype)
+    fed = _reached(units.source, units.target, used, target < 0)
+    read = _reached(units.target, units.source, used, target > 0)
+    some = (units.into(used) + units.out_of(used)) > 0
+    settled = ~some & (target == 0)
+    reasons = {
+        "all of its weights are zero": ~some & (target != 0),
+        "no path of nonzero weights leads to it, and its target is not negative": some & ~fed,
+        "no path of nonzero weights leads from it, and its target is not positive": some & ~read,
+    }
+    left = {reason: int(where.sum()) for reason, where in reasons.items() if bool(where.any())}
+    return some & fed & read & ~settled, left
+
+
+def _reached(start: Tensor, end: Tensor, used: Tensor, given: Tensor) -> Tensor:
+    """The units (T, J) that nonzero edges lead to from the ground, or from those ``given``."""
+    reached = torch.cat([torch.ones_like(given[:1]), given]).expand(len(used), -1).to(used.dtype)
+    while True:
+        along = used * reached[:, start]
+        more = (reached + torch.zeros_like(reached).index_add(1, end, along)).clamp(max=1.0)
+        if torch.equal(more, reached):
+            return reached[:, 1:] > 0
+        reached = more
+
+
+def _newton(
+    units: Symmetries,
+    potential: SeparablePotential,
+    theta: Tensor,
+    target: Tensor,
+    free: Tensor,
+    joined: bool,
+) -> tuple[Tensor, int, int]:
+    """The rescaled parameters (T, n), the iterations, and how many points were not solved."""
+    s, best = torch.zeros_like(free, dtype=theta.dtype), theta
+    last = torch.full_like(theta[:, 0], torch.inf)
+    going = torch.ones_like(last, dtype=torch.bool)
+    hessian, longest, count = None, 0.0, 0
+    while count < ITERATIONS:
+        moved = theta * torch.exp(units.exponents(s))
+        terms = Terms.at(units, potential, moved)
+        residual = torch.where(free, target - terms.value, 0.0)
+        defect = (residual.abs() / terms.scale.clamp(min=1e-300)).amax(-1)
+        better = going & (defect < last)
+        best = torch.where(better[:, None], moved, best)
+        stalls = (defect < CLOSE) & (defect > 0.5 * last)
+        going = going & (defect > EXACT) & ~stalls & torch.isfinite(defect)
+        last = torch.where(better, defect, last)
+        if not bool(going.any()):
+            break
+        if hessian is None or longest > KEEPS:
+            hessian = Hessian.at(units, curvature(potential, moved), free, joined)
+        step = hessian.solve(residual)
+        sizes = step.abs() if not joined else step.abs().amax(-1, keepdim=True)
+        step = step * (LONGEST / sizes.clamp(min=LONGEST))
+        longest = float(step[going].abs().max())
+        s = torch.where(going[:, None], s + step, s)
+        count += 1
+    solved = last < CLOSE
+    # A point that does not converge is better left where it was.
+    return torch.where(solved[:, None], best, theta), count, int((~solved).sum())
+
+
+def curvature(potential: SeparablePotential, theta: Tensor) -> Tensor:
+    """t² r''(t) = dκ̃(t e^u)/du at u = 0, elementwise; 0 at t = 0."""
+    return torch.where(theta == 0, 0.0, theta * (theta / potential.inverse_hessian(theta)))
+
+
+@dataclass(frozen=True)
+class Hessian:
+    """H_jj = Σ_in w + k² Σ_out w and H_jm = −k w (T, J, J); the identity where a unit is not free.
+
+    Attributes:
+        diagonal: (T, J).
+        factor: Cholesky factor of H scaled to a unit diagonal; None if H is diagonal.
+    """
+
+    diagonal: Tensor
+    factor: Tensor | None
+
+    @classmethod
+    def at(cls, units: Symmetries, weight: Tensor, free: Tensor, joined: bool) -> Hessian:
+        """For the weights w = t² r''(t), (T, n)."""
+        diagonal = units.into(weight) + units.out_of(units.degree * weight)
+        diagonal = torch.where(free, diagonal.clamp(min=1e-300), 1.0)
+        if not joined:
+            return cls(diagonal, None)
+        between = (units.source > 0) & (units.target > 0)
+        source, target = units.source[between] - 1, units.target[between] - 1
+        size, count = torch.where(free, diagonal.rsqrt(), 0.0), len(units)
+        edges = (units.degree * weight)[:, between] * size[:, source] * size[:, target]
+        flat = weight.new_zeros(len(weight), count * count)
+        # Only the lower triangle of what is given is read.
+        low = torch.maximum(source, target) * count + torch.minimum(source, target)
+        scaled = flat.index_add_(1, low, -edges).reshape(-1, count, count)
+        scaled.diagonal(dim1=-2, dim2=-1).copy_(torch.full_like(diagonal, 1 + 1e-15))
+        factor, info = torch.linalg.cholesky_ex(scaled)
+        whole = (info == 0)[:, None, None]
+        return cls(diagonal, torch.where(whole, factor, torch.eye(count).to(factor)))
+
+    def solve(self, right: Tensor) -> Tensor:
+        """H⁻¹ right (T, J)."""
+        if self.factor is None:
+            return right / self.diagonal
+        size = self.diagonal.rsqrt()
+        return torch.cholesky_solve((size * right)[..., None], self.factor)[..., 0] * size
