@@ -12,6 +12,7 @@ _HOME = {
     "Dataset": "mirrorode.problem.datasets",
     "teacher_student": "mirrorode.problem.datasets",
     "InputError": "mirrorode.problem.errors",
+    "Layerwise": "mirrorode.problem.layerwise",
     "Network": "mirrorode.problem.modules",
     "MLP": "mirrorode.problem.networks",
     "DiagonalLinear": "mirrorode.problem.networks",
@@ -28,6 +29,8 @@ _HOME = {
     "Stats": "mirrorode.flow.trajectory",
     "Status": "mirrorode.flow.trajectory",
     "Trajectory": "mirrorode.flow.trajectory",
+    "Invariants": "mirrorode.theory.balance",
+    "invariants": "mirrorode.theory.balance",
     "KKT": "mirrorode.theory.kkt",
     "kkt": "mirrorode.theory.kkt",
     "norm_margin": "mirrorode.theory.margins",
@@ -52,6 +55,7 @@ if TYPE_CHECKING:
     from mirrorode.problem.datasets import Dataset as Dataset
     from mirrorode.problem.datasets import teacher_student as teacher_student
     from mirrorode.problem.errors import InputError as InputError
+    from mirrorode.problem.layerwise import Layerwise as Layerwise
     from mirrorode.problem.modules import Network as Network
     from mirrorode.problem.networks import MLP as MLP
     from mirrorode.problem.networks import DiagonalLinear as DiagonalLinear
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
     from mirrorode.problem.potentials import HyperbolicEntropy as HyperbolicEntropy
     from mirrorode.problem.potentials import SeparablePotential as SeparablePotential
     from mirrorode.problem.potentials import SmoothedHomogeneous as SmoothedHomogeneous
+    from mirrorode.theory.balance import Invariants as Invariants
+    from mirrorode.theory.balance import invariants as invariants
     from mirrorode.theory.kkt import KKT as KKT
     from mirrorode.theory.kkt import kkt as kkt
     from mirrorode.theory.margins import norm_margin as norm_margin

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem.potentials import SeparablePotential
 from mirrorode.problem.symmetries import Symmetries
 
@@ -22,7 +23,7 @@ KEEPS = 0.003  # change of s up to which the Hessian is used again
 ITERATIONS = 1500  # with p = 10 a weight of 1e6 shrinks by a tenth in each
 EXACT = 4e-16  # of the sum of the terms; below it nothing is left to gain
 CLOSE = 1e-13  # below it, an iteration that no longer halves the defect is at round-off
-AT_ONCE = 1 << 24  # numbers in the Hessians that are solved with together
+AT_ONCE = 1 << 22  # numbers in the Hessians that are solved with together
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,30 @@ class Terms:
         into, out = units.into(kappa), units.out_of(kappa)
         return cls(into - out, into + out)
 
+    def of_layers(self, units: Symmetries) -> Terms:
+        """Their sums over the units of each hidden layer, (…, layers): Lemma 3.1."""
+        layers = int(units.layer.max())
+        total = self.value.new_zeros(*self.value.shape[:-1], layers)
+        sums = (total.index_add(-1, units.layer - 1, part) for part in (self.value, self.scale))
+        return Terms(*sums)
+
     def drift(self, target: Tensor) -> Tensor:
         """Largest |C_j − target_j| relative to the scale, (…)."""
         return ((self.value - target).abs() / self.scale.clamp(min=1e-300)).amax(-1)
+
+
+def drifts(units: Symmetries, potential: SeparablePotential, theta: Tensor) -> Tensor:
+    """Largest relative drifts since the first of ``theta`` (T, n): of units, of layers; (T, 2)."""
+    terms = Terms.at(units, potential, theta)
+    both = (terms, terms.of_layers(units))
+    return torch.stack([part.drift(part.value[0]) for part in both], -1)
+
+
+def corrected(flow: MirrorFlow, theta: Tensor) -> tuple[Tensor, int]:
+    """``theta`` (T, n) with the laws of its first point, and the iterations that took."""
+    target = Terms.at(flow.symmetries, flow.potential, theta[0]).value
+    found = restore(flow.symmetries, flow.potential, theta[1:], target)
+    return torch.cat([theta[:1], found.theta]), found.iterations
 
 
 @dataclass(frozen=True)
@@ -55,13 +77,11 @@ class Restored:
 
     Attributes:
         theta: (T, n).
-        before: largest relative drift of each point as it was, (T,).
         iterations: Newton iterations, each of all points.
         left: how many units of how many points were left alone, by reason.
     """
 
     theta: Tensor
-    before: Tensor
     iterations: int
     left: dict[str, int]
 
@@ -75,8 +95,6 @@ def restore(
     those without a path of nonzero weights from the input and to the output, unless the sign of
     their target makes up for it.
     """
-    units = units.to(theta)
-    before = Terms.at(units, potential, theta).drift(target)
     free, left = _solvable(units, theta, target)
     joined = ((units.source > 0) & (units.target > 0)).any()
     size = len(units) ** 2 if bool(joined) else theta.shape[1]
@@ -89,7 +107,7 @@ def restore(
         iterations += count
         if unsolved:
             left["the iteration does not converge"] = unsolved
-    return Restored(torch.cat(parts), before, iterations, left)
+    return Restored(torch.cat(parts), iterations, left)
 
 
 def _solvable(units: Symmetries, theta: Tensor, target: Tensor) -> tuple[Tensor, dict[str, int]]:

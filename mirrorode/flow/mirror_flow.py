@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from torch import Tensor
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.layerwise import Layerwise
 from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.symmetries import Symmetries, find
 
 AT_ONCE = 1 << 17  # pairs of a sample and a unit evaluated together: a megabyte, of any data set
 ON_ACCELERATOR = 128  # times as many, where a launch costs more than a pass through the cache
@@ -45,6 +48,13 @@ class MirrorFlow:
             require(isinstance(value, kind), name, f"be {must}", repr(value))
         dim, expected = self.dataset.x.shape[1], self.network.input_dim
         require(dim == expected, "dataset", f"have inputs of dimension {expected}", dim)
+        if isinstance(self.potential, Layerwise):
+            object.__setattr__(self, "potential", self.potential.along(self.network))
+
+    @cached_property
+    def symmetries(self) -> Symmetries:
+        """The hidden units whose rescaling leaves the network function alone."""
+        return find(self.network).to(self.dataset.x)
 
     @property
     def pairs(self) -> int:

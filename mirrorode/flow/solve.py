@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mirrorode.flow import baseline, integrate, through, two_layer
+from mirrorode.flow import balance, baseline, integrate, through, two_layer
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
@@ -17,6 +17,7 @@ from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
+from mirrorode.problem.layerwise import Layerwise
 
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
@@ -36,6 +37,7 @@ def solve(
     atol: float = 1e-9,
     saveat: Sequence[StoppingRule] | None = None,
     max_steps: int = 100_000,
+    correct_balance: bool = True,
     progress: Progress | None = None,
 ) -> Trajectory | list[Trajectory]:
     """Integrate the mirror flow of ``flow`` from ``theta0``.
@@ -54,6 +56,10 @@ def solve(
             step is saved if None. Where kinks are stepped through nothing else is kept, and there
             is no dense output between.
         max_steps: accepted steps before the run ends with `Status.MAX_STEPS`.
+        correct_balance: whether what is saved, and what `Trajectory.at` returns, is put back on the
+            balance manifold of the start, along the rescaling orbit, which leaves the network
+            function alone. The integration is the same either way; how far it had drifted is in
+            `Trajectory.drift`.
         progress: called after every accepted step.
 
     Returns:
@@ -72,12 +78,12 @@ def solve(
     require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
     require_number(atol, "atol", "be positive", 0.0, strict=True)
     require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
+    fine = isinstance(correct_balance, bool)
+    require(fine, "correct_balance", "be True or False", repr(correct_balance))
+    rest = (until, method, rtol, atol, saveat, max_steps, correct_balance, progress)
     if theta0.ndim == 2:
-        return [
-            _solve_one(flow, row, until, method, rtol, atol, saveat, max_steps, progress)
-            for row in theta0
-        ]
-    return _solve_one(flow, theta0, until, method, rtol, atol, saveat, max_steps, progress)
+        return [_solve_one(flow, row, *rest) for row in theta0]
+    return _solve_one(flow, theta0, *rest)
 
 
 def _solve_one(
@@ -89,6 +95,7 @@ def _solve_one(
     atol: float,
     saveat: Sequence[StoppingRule] | None,
     max_steps: int,
+    correct_balance: bool,
     progress: Progress | None,
 ) -> Trajectory:
     begun = time.perf_counter()
@@ -100,15 +107,21 @@ def _solve_one(
     else:
         stats, events = Stats(), ()
         status = baseline.integrate(flow, theta0, method, rtol, atol, recorder, stats)
-    stats.wall_seconds = time.perf_counter() - begun
     log_time, loss, dual, dissipated = recorder.saved()
     theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
+    drift = None
+    if len(flow.symmetries):
+        drift = balance.drifts(flow.symmetries, flow.potential, theta)
+        if correct_balance and len(theta) > 1:
+            theta, stats.balance_iterations = balance.corrected(flow, theta)
+            dual = torch.cat([dual[:1], flow.potential.gradient(theta[1:])])
+    stats.wall_seconds = time.perf_counter() - begun
     message = recorder.message or status.value
     if method == "auto" and stats.through_kinks:
         message += f"; {through.NOTE.format(flow.pairs)}"
     return Trajectory(
         flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
-        message, method, rtol, dissipated,
+        message, method, rtol, dissipated, drift, correct_balance,
     )  # fmt: skip
 
 
@@ -181,7 +194,7 @@ def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
     if run.flow.pairs >= through.MANY:
         return through.start(run, theta0), through.advance
     layout = Layout.of(run.flow.network, theta0)
-    if layout is None:
+    if layout is None or isinstance(run.flow.potential, Layerwise):
         return integrate.start(run.flow, theta0), integrate.advance
     return two_layer.start(run, theta0, layout), two_layer.advance
 

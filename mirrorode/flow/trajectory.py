@@ -16,12 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mirrorode.flow import balance
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem import potentials
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.layerwise import Layerwise
 from mirrorode.problem.networks import MLP, DiagonalLinear
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class Stats:
             pass over only the samples that matter counts in full.
         events: at kinks; slides: those of them that began to slide.
         through_kinks: accepted steps that did not look for kinks, and went through them.
+        balance_iterations: of Newton's method that put the saved points back on their balance
+            manifold, each of a few hundred points at once.
         wall_seconds: of the integration.
     """
 
@@ -64,6 +68,7 @@ class Stats:
     events: int = 0
     slides: int = 0
     through_kinks: int = 0
+    balance_iterations: int = 0
     wall_seconds: float = 0.0
 
     @property
@@ -116,6 +121,10 @@ class Trajectory:
         message: one sentence about the end.
         method, rtol: how it was integrated.
         dissipated: ∫‖dθ/dt‖²_A dt up to the saved points, as a change of log(1/𝓛), (T,).
+        drift: what the integrator did to the balance equation: the largest change, relative to the
+            sum of its terms, of the law of a unit and of that of a layer, (T, 2); None if no laws
+            are known.
+        balanced: whether that drift has been taken out of θ and the dual.
     """
 
     flow: MirrorFlow
@@ -131,6 +140,8 @@ class Trajectory:
     method: str
     rtol: float
     dissipated: Tensor
+    drift: Tensor | None = None
+    balanced: bool = False
 
     @property
     def success(self) -> bool:
@@ -152,10 +163,17 @@ class Trajectory:
             f"  work         {stats.steps} steps, {stats.rejected} rejected, "
             f"{stats.evaluations} evaluations, {stats.wall_seconds:.1f} s\n"
             f"  events       {events}\n"
+            f"{self._balance()}"
             f"  saved        {len(self.log_time)} points"
         )
 
     __repr__ = __str__
+
+    def _balance(self) -> str:
+        if self.drift is None:
+            return ""
+        done = f"corrected in {self.stats.balance_iterations} iterations" * self.balanced
+        return f"  balance      drift {float(self.drift.max()):.1e}, {done or 'not corrected'}\n"
 
     def at(
         self,
@@ -191,7 +209,10 @@ class Trajectory:
         require(starts[0] <= value <= end + slack, name, must, value)
         step = self.steps[max(0, bisect.bisect_right(starts, value) - 1)]
         s = step.locate(value, by_time=by_time)
-        return self.flow.potential.inverse_gradient(step.dual(s))
+        theta = self.flow.potential.inverse_gradient(step.dual(s))
+        if not self.balanced or self.drift is None:
+            return theta
+        return balance.corrected(self.flow, torch.stack([self.theta[0], theta]))[0][1]
 
     def plot(self) -> Figure:
         """log t and the relative L₁-, L₂- and L₃-margins against log(1/𝓛)."""
@@ -220,12 +241,15 @@ class Trajectory:
             "method": self.method,
             "rtol": self.rtol,
             "stats": asdict(self.stats),
+            "balanced": self.balanced,
             "events": [list(asdict(event).values()) for event in self.events],
             "network": _describe_network(self.flow.network),
             "potential": _describe(self.flow.potential),
         }
         names = ("log_time", "log_inverse_loss", "theta", "dual", "dissipated")
         arrays = {name: getattr(self, name).cpu().numpy() for name in names}
+        if self.drift is not None:
+            arrays["drift"] = self.drift.cpu().numpy()
         data = self.flow.dataset
         arrays |= {"x": data.x.cpu().numpy(), "y": data.y.cpu().numpy()}
         if data.teacher is not None:
@@ -274,7 +298,7 @@ class Trajectory:
             flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
             tensors["dual"], steps, tuple(_event(*event) for event in head["events"]),
             Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
-            head["rtol"], tensors["dissipated"],
+            head["rtol"], tensors["dissipated"], tensors.get("drift"), head.get("balanced", False),
         )  # fmt: skip
 
 
@@ -292,11 +316,18 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _describe(potential: potentials.SeparablePotential) -> dict[str, Any]:
-    return {"kind": type(potential).__name__, **vars(potential)}
+    named = vars(potential)
+    if isinstance(potential, Layerwise):
+        named = {"potentials": {name: _describe(one) for name, one in named["potentials"].items()}}
+    return {"kind": type(potential).__name__, **named}
 
 
 def _rebuild(description: dict[str, Any]) -> potentials.SeparablePotential:
-    kind = getattr(potentials, description.pop("kind"), None)
+    name = description.pop("kind")
+    if name == "Layerwise":
+        parts = description["potentials"].items()
+        return Layerwise({parameter: _rebuild(one) for parameter, one in parts})
+    kind = getattr(potentials, name, None)
     if kind is None:
         raise InputError("`flow` must be given to load a trajectory of a potential of one's own")
     return kind(**description)

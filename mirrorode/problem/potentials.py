@@ -32,8 +32,8 @@ class SeparablePotential(ABC):
 
     @property
     @abstractmethod
-    def degree(self) -> float:
-        """The asymptotic degree α of Q(∇R(·)) (Definition 4.1)."""
+    def degree(self) -> float | None:
+        """The asymptotic degree α of Q(∇R(·)) (Definition 4.1); None if there is none."""
 
     @abstractmethod
     def value(self, theta: Tensor) -> Tensor:
@@ -60,8 +60,8 @@ class SeparablePotential(ABC):
         """φ(θ) = lim η (αQ(∇R(θ/η)))^{1/α} as η → 0 (Theorem 4.7), over the last dimension."""
 
     @property
-    def conjugate_at_zero(self) -> float:
-        """r*(0) = −r(0), what `balance_term` leaves out of the conjugate of one coordinate."""
+    def conjugate_at_zero(self) -> float | Tensor:
+        """r*(0) = −r(0), what `balance_term` leaves out of the conjugate of a coordinate."""
         return 0.0
 
     def conjugate(self, dual: Tensor) -> Tensor:

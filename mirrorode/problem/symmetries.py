@@ -79,11 +79,11 @@ def find(network: HomogeneousNetwork) -> Symmetries:
     try:
         found = _known(network) if isinstance(network, MLP | DiagonalLinear) else _traced(network)
     except Untraceable as reason:
-        return _none(network, str(reason))
+        return _none(network, f"the symmetries of the network are not known, for {reason}")
     if len(found) == 0:
-        return _none(network, "it has no hidden layer whose weights all move")
+        return _none(network, "the network has no hidden layer whose weights all move")
     if not _holds(network, found):
-        return _none(network, "a rescaling of its units changes its output")
+        return _none(network, "a rescaling of the units of the network changes its output")
     return found
 
 

@@ -1,9 +1,10 @@
-"""The balance equation: what the rescaling symmetry of the network conserves.
+"""The balance equation: what the rescaling symmetries of the network conserve.
 
 With κ̃(t) = t r'(t) − r(t) + r(0), the conjugate Q up to a constant, a mirror flow conserves for
-each hidden unit Σ_in κ̃ − Σ_out κ̃ (Appendix G.5), and hence for adjacent layers
-Q_i − Q_{i+1} (Lemma 3.1): for every separable potential and every selection at kinks. In a diagonal
-network a coordinate is a unit between each pair of layers.
+each hidden unit Σ_in κ̃ − k Σ_out κ̃ (Appendix G.5), k the degree of its activation, and hence for
+adjacent layers Q_i − Q_{i+1} (Lemma 3.1): for every separable potential and every selection at
+kinks. In a linear network under gradient flow whole matrices are conserved; under other potentials
+these laws are all.
 """
 
 from __future__ import annotations
@@ -12,63 +13,111 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from rich.table import Table
 from torch import Tensor
 
+from mirrorode.flow.balance import Terms
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.problem.networks import MLP, DiagonalLinear
+from mirrorode.problem.networks import MLP
+from mirrorode.problem.potentials import Euclidean
 
 
 @dataclass(frozen=True)
-class Balance:
-    """Conserved quantities of (…, n) parameters.
+class Invariants:
+    """What a flow conserves, at (…, n) parameters.
 
     Attributes:
-        value: (…, laws), what is conserved.
-        scale: (…, laws), the sum of its terms, to which a drift is relative.
+        names: one a law.
+        values: (…, laws).
+        scale: (…, laws), the sum of the terms of each law, to which a drift is relative.
         missing: why there is no law, if there is none.
     """
 
-    value: Tensor
+    names: tuple[str, ...]
+    values: Tensor
     scale: Tensor
     missing: str = ""
 
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def drifts(self) -> Tensor:
+        """Largest |value − first value| of each law relative to the scale, for (T, laws)."""
+        return ((self.values - self.values[:1]).abs() / self.scale.clamp(min=1e-300)).amax(0)
+
     def drift(self) -> Tensor:
-        """Largest |value − initial value| relative to the scale, over a trajectory (T, laws)."""
-        return ((self.value - self.value[:1]).abs() / self.scale.clamp(min=1e-300)).amax()
+        """The largest of all of them."""
+        return self.drifts().amax()
+
+    def __rich__(self) -> Table | str:
+        if not self.names:
+            return f"no laws: {self.missing}"
+        table = Table(title="Conserved along the flow")
+        for column in ("law", "value", "sum of terms"):
+            table.add_column(column)
+        last = (part.reshape(-1, len(self))[-1].tolist() for part in (self.values, self.scale))
+        for name, value, scale in zip(self.names, *last, strict=True):
+            table.add_row(name, f"{value:.6g}", f"{scale:.3g}")
+        return table
 
 
-def neuron_balance(flow: MirrorFlow, theta: Tensor) -> Balance:
-    """One law a hidden unit: Σ κ̃(incoming) − Σ κ̃(outgoing) (Appendix G.5)."""
-    incoming, outgoing = [], []
-    for lower, upper in pairwise(_terms(flow, theta)):
-        diagonal = isinstance(flow.network, DiagonalLinear)
-        incoming.append(lower if diagonal else lower.sum(-1))
-        outgoing.append(upper if diagonal else upper.sum(-2))
-    if not incoming:
-        return _none(flow, theta)
-    into, out = torch.cat(incoming, -1), torch.cat(outgoing, -1)
-    return Balance(into - out, into + out)
+def invariants(flow: MirrorFlow, theta: Tensor) -> Invariants:
+    """All that is known to be conserved, at ``theta`` (…, n).
+
+    The laws of units, found from the network itself; those of layers, which are their sums; and
+    for a linear `MLP` under the Euclidean potential what else W_{i+1}ᵀW_{i+1} − W_iW_iᵀ conserves,
+    its entries off the diagonal.
+    """
+    parts = [unit_laws(flow, theta), layer_laws(flow, theta)]
+    if (
+        isinstance(flow.potential, Euclidean)
+        and getattr(flow.network, "activation", "") == "linear"
+    ):
+        parts.append(matrix_laws(flow, theta))
+    return Invariants(
+        tuple(name for part in parts for name in part.names),
+        torch.cat([part.values for part in parts], -1),
+        torch.cat([part.scale for part in parts], -1),
+        parts[0].missing,
+    )
 
 
-def layer_balance(flow: MirrorFlow, theta: Tensor) -> Balance:
-    """One law a pair of adjacent layers: Q_i − Q_{i+1} (Lemma 3.1)."""
-    axes = -1 if isinstance(flow.network, DiagonalLinear) else (-2, -1)
-    sums = [term.sum(axes) for term in _terms(flow, theta)]
-    if len(sums) < 2:
-        return _none(flow, theta)
-    layers = torch.stack(sums, -1)
-    lower, upper = layers[..., :-1], layers[..., 1:]
-    return Balance(lower - upper, lower + upper)
+def unit_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:
+    """One law a hidden unit: Σ κ̃(incoming) − k Σ κ̃(outgoing) (Appendix G.5)."""
+    units = flow.symmetries
+    if len(units) == 0:
+        return Invariants((), theta[..., :0], theta[..., :0], units.missing)
+    terms = Terms.at(units, flow.potential, theta)
+    return Invariants(units.names, terms.value, terms.scale)
 
 
-def _terms(flow: MirrorFlow, theta: Tensor) -> list[Tensor]:
-    """κ̃ of each parameter, layer by layer, where it is known how layers follow each other."""
-    if not isinstance(flow.network, MLP | DiagonalLinear):
-        return []
-    return list(flow.network.unflatten(flow.potential.balance_term(theta)).values())
+def layer_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:
+    """One law a hidden layer: Q_i − Q_{i+1} (Lemma 3.1), the sum of those of its units."""
+    units = flow.symmetries
+    if len(units) == 0:
+        return Invariants((), theta[..., :0], theta[..., :0], units.missing)
+    terms = Terms.at(units, flow.potential, theta).of_layers(units)
+    names = tuple(f"layer {layer}: Q in − Q out" for layer in range(1, terms.value.shape[-1] + 1))
+    return Invariants(names, terms.value, terms.scale)
 
 
-def _none(flow: MirrorFlow, theta: Tensor) -> Balance:
-    known = isinstance(flow.network, MLP | DiagonalLinear)
-    reason = "has no hidden layer" if known else "is a module, whose symmetries are not found yet"
-    return Balance(theta[..., :0], theta[..., :0], f"the network {reason}")
+def matrix_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:
+    """The entries above the diagonal of W_iW_iᵀ − W_{i+1}ᵀW_{i+1} of an `MLP`.
+
+    They are conserved if it is linear and the potential Euclidean; under another potential only
+    the laws of units are.
+    """
+    values, scales, names = [theta[..., :0]], [theta[..., :0]], []
+    weights = flow.network.unflatten(theta)
+    layered = isinstance(flow.network, MLP)
+    for number, (lower, upper) in enumerate(pairwise(weights.values() if layered else ()), 1):
+        row, column = torch.triu_indices(lower.shape[-2], lower.shape[-2], 1).unbind()
+        into, out = (
+            (lower @ lower.mT, upper.mT @ upper),
+            (lower.abs() @ lower.abs().mT, upper.abs().mT @ upper.abs()),
+        )
+        values.append((into[0] - into[1])[..., row, column])
+        scales.append((out[0] + out[1])[..., row, column])
+        pairs = zip(row.tolist(), column.tolist(), strict=True)
+        names += [f"layer {number}: WWᵀ − WᵀW [{j}, {m}]" for j, m in pairs]
+    return Invariants(tuple(names), torch.cat(values, -1), torch.cat(scales, -1))

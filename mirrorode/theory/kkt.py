@@ -25,6 +25,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.normals import pair_normals
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.theory.cones import Array, nearest, smallest
+from mirrorode.theory.margins import asymptotic_degree
 
 ON_KINK = 1e-9  # the integrator holds sliding pairs there to round-off
 CANDIDATE = 2.0  # times the smallest margin
@@ -155,7 +156,7 @@ class _Problem:
 
     def quadratic(self) -> KKT:
         """φ a multiple of ‖·‖_p, p > 1: the nearest point of a cone."""
-        alpha, degree = self.flow.potential.degree, self.flow.network.degree
+        alpha, degree = asymptotic_degree(self.flow), self.flow.network.degree
         size = torch.linalg.vector_norm(self.theta, ord=alpha)
         unit = self.theta / size
         gradient = torch.copysign(unit.abs() ** (alpha - 1), unit) * size

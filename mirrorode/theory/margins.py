@@ -26,11 +26,23 @@ def q_potential(flow: MirrorFlow, theta: Tensor) -> Tensor:
     Raises:
         InputError: if the potential has no asymptotic degree.
     """
-    potential = flow.potential
-    if potential.degree is None:
-        raise InputError(f"`potential` must have a degree for a Q-margin, but {potential} has none")
-    total = potential.balance_term(theta).sum(-1) + theta.shape[-1] * potential.conjugate_at_zero
-    return potential.degree * total
+    potential, alpha = flow.potential, asymptotic_degree(flow)
+    at_zero = torch.as_tensor(potential.conjugate_at_zero).to(theta).expand(theta.shape[-1]).sum()
+    return alpha * (potential.balance_term(theta).sum(-1) + at_zero)
+
+
+def asymptotic_degree(flow: MirrorFlow) -> float:
+    """α of Definition 4.1.
+
+    Raises:
+        InputError: if the potential has none.
+    """
+    alpha = flow.potential.degree
+    if alpha is None:
+        raise InputError(
+            f"`potential` must have an asymptotic degree, but {flow.potential} has none"
+        )
+    return alpha
 
 
 def q_margin(flow: MirrorFlow, theta: Tensor) -> Tensor:
@@ -44,4 +56,4 @@ def soft_q_margin(flow: MirrorFlow, theta: Tensor) -> Tensor:
 
 
 def _normaliser(flow: MirrorFlow, theta: Tensor) -> Tensor:
-    return q_potential(flow, theta) ** (flow.network.degree / flow.potential.degree)
+    return q_potential(flow, theta) ** (flow.network.degree / asymptotic_degree(flow))

@@ -1,4 +1,4 @@
-"""The balance laws of networks other than an MLP: known for diagonal ones, not for modules."""
+"""The laws of units, layers and matrices, and what is conserved when."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import mirrorode as mo
-from mirrorode.theory.balance import layer_balance, neuron_balance
+from mirrorode.theory.balance import layer_laws, matrix_laws, unit_laws
 from tests.conftest import POTENTIALS
 
 
@@ -23,31 +23,67 @@ def test_diagonal_network(name):
     network = mo.DiagonalLinear(2, 3)
     flow = _flow(network, POTENTIALS[name])
     start = network.initial(1).abs() + 0.2
-    run = mo.solve(flow, start, until=mo.LogInverseLoss(0.3), method="dopri5", rtol=1e-8)
+    run = mo.solve(
+        flow, start, until=mo.LogInverseLoss(0.3), method="dopri5", rtol=1e-8, correct_balance=False
+    )
     assert run.success
-    assert neuron_balance(flow, run.theta).value.shape[-1] == 2 * 2
-    assert layer_balance(flow, run.theta).value.shape[-1] == 2
+    assert len(unit_laws(flow, run.theta)) == 2 * 2
+    assert len(layer_laws(flow, run.theta)) == 2
     noise = torch.randn(run.theta.shape, generator=torch.Generator().manual_seed(0)).double()
     noisy = replace(run, theta=run.theta * (1 + 0.01 * noise))
-    for laws in (neuron_balance, layer_balance):
+    for laws in (unit_laws, layer_laws):
         assert float(laws(flow, run.theta).drift()) < 1e-6
         assert float(laws(flow, noisy.theta).drift()) > 1e-3
     held = {verdict.statement: verdict.passed for verdict in mo.verify(run)}
     assert held["Lemma 3.1: Q_i − Q_{i+1} is constant"] is True
-    assert held["App. G.5: the same for every neuron"] is True
+    assert held["App. G.5: the same for every unit"] is True
+    assert all(verdict.passed is not True for verdict in mo.verify(noisy)[1:3])
+
+
+def test_the_law_of_a_unit_is_the_gradient_of_a_rescaling():
+    """C_j from its definition, weight by weight."""
+    network = mo.MLP((2, 3, 2, 1))
+    flow, theta = _flow(network, mo.HyperbolicEntropy(0.1)), network.initial(3)
+    first, second, third = network.unflatten(flow.potential.balance_term(theta)).values()
+    by_hand = [*(first.sum(1) - second.sum(0)), *(second.sum(1) - third.sum(0))]
+    found = mo.invariants(flow, theta)
+    torch.testing.assert_close(found.values[:5], torch.stack(by_hand))
+    sums = torch.stack([sum(by_hand[:3]), sum(by_hand[3:])])
+    torch.testing.assert_close(found.values[5:], sums)
+    assert found.names[4] == "layer 2, unit 1"
 
 
 @pytest.mark.parametrize(
     ("network", "reason"),
     [
-        (mo.Network(nn.Linear(2, 1, bias=False)), "a module, whose symmetries are not found yet"),
-        (mo.MLP((2, 1)), "has no hidden layer"),
-        (mo.DiagonalLinear(2, 1), "has no hidden layer"),
+        (mo.Network(nn.Linear(2, 1, bias=False)), "no hidden layer"),
+        (mo.MLP((2, 1)), "no hidden layer"),
+        (mo.DiagonalLinear(2, 1), "no hidden layer"),
     ],
     ids=["module", "linear", "one factor"],
 )
 def test_not_applicable(network, reason):
     flow = _flow(network, mo.Euclidean())
     run = mo.solve(flow, network.initial(0), until=mo.Time(0.1), method="dopri5")
+    assert run.drift is None
     verdicts = [verdict for verdict in mo.verify(run) if verdict.passed is None]
     assert sum(reason in verdict.detail for verdict in verdicts) == 2
+
+
+def test_matrices_are_conserved_by_gradient_flow_alone():
+    """In a linear net WWᵀ − WᵀW stays whole; with hyperbolic entropy only what units conserve."""
+    network = mo.MLP((2, 4, 3, 1), activation="linear")
+    euclidean, entropy = (_flow(network, POTENTIALS[name]) for name in ("euclidean", "hyperbolic"))
+    runs = [
+        mo.solve(flow, network.initial(0), until=mo.LogInverseLoss(50.0), rtol=1e-8)
+        for flow in (euclidean, entropy)
+    ]
+    assert all(run.success for run in runs)
+    kept, lost = (matrix_laws(run.flow, run.theta) for run in runs)
+    assert len(kept) == 6 + 3
+    assert float(kept.drift()) < 1e-6
+    assert float((lost.values - lost.values[0]).abs().amax()) > 0.3
+    assert float(lost.drift()) > 0.1
+    assert float(runs[1].drift.amax()) < 1e-6  # the laws of units, before their correction
+    assert any("WWᵀ" in name for name in mo.invariants(euclidean, runs[0].theta).names)
+    assert not any("WWᵀ" in name for name in mo.invariants(entropy, runs[1].theta).names)
