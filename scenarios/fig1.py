@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from mirrorode.theory.balance import neuron_balance
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 RUN_TIME = "1 min"
 
@@ -38,10 +39,16 @@ STARTS = ((1.5, -1.0), (-1.0, 1.2), (-1.5, 1.0), (1.0, -1.2))
 """(w, a), one on each branch; the last two are the first two through the origin."""
 HALF = 2.5
 """Half the width of the left panel."""
-LAMBDAS = (0.2, 0.1, 0.03, 0.003, 1e-4)
+LAMBDAS = (0.2, 0.1, 0.03, 0.01, 0.001)
 """λ/c² on the right; at 1/4 the level set has shrunk to the origin."""
 HORIZON = torch.tensor([[1.0, 0], [0, 1], [-1, 0], [0, -1], [1, 0]], dtype=torch.float64)
 """The level set ‖θ‖₁ = c, in units of c."""
+EQUAL: dict[str, Any] = {"ls": ":", "color": "0.5", "lw": 0.8}
+"""How |a| = |w| is drawn, the balance equation of every potential whose constant is zero."""
+FLOW: dict[str, Any] = {"lw": 3.2, "alpha": 0.45, "solid_capstyle": "round"}
+"""How a flow is drawn: wide, so that its manifold is seen inside."""
+BELOW: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)}
+"""Where legends are."""
 POINTS = 120
 """A curve is drawn through so many points; a level set through as many a quadrant."""
 
@@ -97,7 +104,7 @@ class Fig1(Scenario):
 
     def tables(self, runs: Runs) -> list[ResultTable]:
         """How far each flow is from its manifold, and each level set from the horizon's."""
-        return [_deviation_table(runs), _level_table()]
+        return [_deviation_table(runs, self.limit), _level_table()]
 
     def plotted(self, runs: Runs) -> ResultTable:
         """The points of every curve: (w, a) on the left, θ/c on the right."""
@@ -129,9 +136,10 @@ def _weight(potential: mo.SeparablePotential, term: Tensor) -> Tensor:
 
 def _path(run: mo.Trajectory) -> Tensor:
     """θ (points, 2) by dense output from the start to where the panel ends."""
-    losses = torch.linspace(float(run.log_inverse_loss[0]), HALF**2, POINTS)
-    inner = [run.at(log_inverse_loss=loss) for loss in losses[1:].tolist()]
-    return torch.stack([run.theta[0], *inner])
+    start, end = math.cbrt(float(run.log_inverse_loss[0])), math.cbrt(HALF**2)
+    # Equal steps of the cube root: log(1/𝓛) = a w stands nearly still in the narrowest turn, at 0.
+    losses = torch.linspace(start, end, POINTS, dtype=torch.float64) ** 3
+    return torch.stack([run.theta[0], *(run.at(log_inverse_loss=it) for it in losses[1:].tolist())])
 
 
 def _manifold(run: mo.Trajectory) -> dict[str, Tensor]:
@@ -158,46 +166,66 @@ def _level_set(share: float) -> Tensor:
 
 
 def _draw_balance(axis: Axes, runs: Runs) -> None:
-    ends = [-HALF, HALF]
-    axis.plot(ends, ends, ":", color="0.6", lw=0.8)
-    axis.plot(ends, ends[::-1], ":", color="0.6", lw=0.8, label="|a| = |w|, all potentials")
     for name, run in runs.items():
         shade, first = colour(run.flow.potential), name.endswith("start0")
-        for branch in _manifold(run).values():
-            axis.plot(*branch.T, color=shade, lw=0.7, alpha=0.5)
         path = _path(run)
-        axis.plot(*path.T, color=shade, lw=2, label=label(run.flow.potential) if first else None)
+        named = label(run.flow.potential) if first else None
+        axis.plot(*path.T, color=shade, label=named, **FLOW)
+        for branch in _manifold(run).values():
+            axis.plot(*branch.T, color=shade, lw=0.8)
+        turn = int(path.prod(1).abs().argmin())
+        (w, a), (to_w, to_a) = path[[turn - 1, turn + 1]].tolist()
+        arrow = {"arrowstyle": "-|>", "color": shade, "lw": 0, "mutation_scale": 11}
+        axis.annotate("", (to_w, to_a), (w, a), arrowprops=arrow)
         axis.plot(*run.theta[0], "o", color="k", ms=4, zorder=3)
-    limits = (-HALF, HALF)
-    axis.set(xlim=limits, ylim=limits, aspect="equal", xlabel="$w$", ylabel="$a$")
+    axis.plot([-HALF, HALF], [-HALF, HALF], **EQUAL)
+    axis.plot([-HALF, HALF], [HALF, -HALF], **EQUAL)
+    limits, ticks = (-HALF, HALF), range(-2, 3)
+    axis.set(xlim=limits, ylim=limits, xticks=ticks, yticks=ticks, aspect="equal")
+    axis.set(xlabel="$w$", ylabel="$a$")
     axis.set(title=r"Balance: $\tilde\kappa(w) - \tilde\kappa(a)$ = const")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2)
+    potentials, _ = axis.get_legend_handles_labels()
+    axis.legend(handles=[*potentials, *_key()], ncols=2, **BELOW)
+
+
+def _key() -> list[Line2D]:
+    """What the lines and marks on the left mean, whatever their colour."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color="k", marker="o", ls="", ms=4, label="start of the flows"),
+        Line2D([], [], color="0.3", label="flow, as integrated", **FLOW),
+        Line2D([], [], color="0.3", lw=0.8, label="balance equation"),
+        Line2D([], [], label="|a| = |w|, for all", **EQUAL),
+    ]
 
 
 def _draw_levels(axis: Axes) -> None:
     base = colour(mo.HyperbolicEntropy(lam=1.0))
-    axis.plot(*HORIZON.T, "--", color="k", lw=1, label=r"horizon, $\|\theta\|_1 = c$")
-    for number, share in enumerate(LAMBDAS):
-        tint = 1 - 0.17 * (len(LAMBDAS) - 1 - number)
-        axis.plot(*_level_set(share).T, color=base, alpha=tint, label=f"λ = {share:g} $c^2$")
-    axis.set(aspect="equal", xlabel=r"$\theta_1 / c$", ylabel=r"$\theta_2 / c$")
+    for share, tint in zip(LAMBDAS, (0.3, 0.45, 0.6, 0.8, 1.0), strict=True):
+        shown = rf"$\lambda = {share:g}\,c^2$"
+        axis.plot(*_level_set(share).T, color=base, alpha=tint, label=shown)
+    axis.plot(*HORIZON.T, "--", color="k", lw=0.8, label=r"horizon $\|\theta\|_1 = c$")
+    ticks = (-1, -0.5, 0, 0.5, 1)
+    axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xticks=ticks, yticks=ticks, aspect="equal")
+    axis.set(xlabel=r"$\theta_1 / c$", ylabel=r"$\theta_2 / c$")
     axis.set(title=r"Hyperbolic entropy: $Q(\nabla R(\theta)) = c$")
-    axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=3)
+    axis.legend(ncols=2, **BELOW)
 
 
-def _deviation_table(runs: Runs) -> ResultTable:
+def _deviation_table(runs: Runs, limit: float) -> ResultTable:
     rows = []
     for name, run in runs.items():
         w, a = run.theta[0].tolist()
-        drifts = [
-            float(neuron_balance(run.flow, theta).drift()) for theta in (run.theta, _path(run))
-        ]
         constant = float(neuron_balance(run.flow, run.theta[0]).value)
-        reached = f"{float(run.log_inverse_loss[-1]):.6g}"
-        cells = (f"({w:g}, {a:g})", f"{constant:.5g}", reached, str(run.stats.steps))
-        rows.append((name, *cells, *(f"{drift:.1e}" for drift in drifts)))
-    title = "Largest |κ̃(w) − κ̃(a) − C| relative to κ̃(w) + κ̃(a)"
-    columns = ("run", "start (w, a)", "C", "to log(1/loss)", "steps", "at steps", "as drawn")
+        drifts = [neuron_balance(run.flow, theta).drift() for theta in (run.theta, _path(run))]
+        cells = (f"({w:g}, {a:g})", f"{constant:.4f}", str(run.stats.steps))
+        rows.append((name, *cells, *(f"{float(drift):.1e}" for drift in drifts)))
+    title = (
+        "Largest |κ̃(w) − κ̃(a) − C| over κ̃(w) + κ̃(a): "
+        f"at the steps to log(1/loss) = {limit:g}, and on the curve drawn between them"
+    )
+    columns = ("run", "(w, a) from", "C", "steps", "at steps", "as drawn")
     return ResultTable(title, columns, tuple(rows))
 
 
