@@ -1,10 +1,10 @@
 """Figure 1: balance manifolds with flows that stay on them, and level sets against their horizon.
 
-Left, the balance equation κ̃(w) − κ̃(a) = const (Lemma 3.1) of one linear neuron f(x) = a w x with
-the sample x = 1, y = +1: its solution sets through common starts for each potential, and the
-computed flows from these starts. The paper draws the sets only. Right, the level sets Q(∇R(θ)) = c
-of the hyperbolic entropy for several λ, and that of the horizon, ‖θ‖₁ = c. Measured in units of c
-they depend on λ/c² alone: a larger λ and a lower level are the same.
+Left, the balance equation κ̃(w) − κ̃(a) = const (Lemma 3.1; κ̃ is the Q of one weight less that of
+a zero one) of a linear neuron f(x) = a w x with the sample x = 1, y = +1: its solution sets through
+common starts for each potential, as in the paper, and on them the flows computed from these starts.
+Right, the level sets Q(∇R(θ)) = c of the hyperbolic entropy for several λ, and that of the horizon,
+‖θ‖₁ = c. In units of c they depend on λ/c² alone: a larger λ and a lower level are the same.
 """
 
 from __future__ import annotations
