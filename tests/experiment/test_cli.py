@@ -93,9 +93,10 @@ def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
 
 def test_list(capsys):
     assert call("list", "--json") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [row["name"] for row in rows] == ["fig2"]
-    assert "Table 2" in rows[0]["title"]
+    titles = {row["name"]: row["title"] for row in json.loads(capsys.readouterr().out)}
+    assert list(titles) == sorted(titles)
+    assert "Figure 1" in titles["fig1"]
+    assert "Table 2" in titles["fig2"]
     assert call("list") == 0
 
 
@@ -114,7 +115,9 @@ def test_quick_answers_do_not_import_torch(arguments):
 def test_unknown_scenario(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("run", "fig99") == 2
-    assert capsys.readouterr().err == "mirrorode: `NAME` must be one of fig2, but is 'fig99'\n"
+    sentence = capsys.readouterr().err
+    assert sentence.startswith("mirrorode: `NAME` must be one of fig1, fig2")
+    assert sentence.endswith(", but is 'fig99'\n")
     assert list(tmp_path.iterdir()) == []
 
 
