@@ -22,6 +22,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 figures: $(STAMP)
+	$(BIN)/mirrorode run fig1
 	$(BIN)/mirrorode run fig2
 	$(BIN)/mirrorode figures
 

@@ -21,7 +21,7 @@ import mirrorode as mo
 from mirrorode.experiment.figures import colour, label
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
 from mirrorode.problem.errors import require, require_number
-from mirrorode.theory.balance import neuron_balance
+from mirrorode.theory.balance import unit_laws
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,7 +145,7 @@ def _path(run: mo.Trajectory) -> Tensor:
 def _manifold(run: mo.Trajectory) -> dict[str, Tensor]:
     """The solution set through the start: its two branches, each (points, 2) in (w, a)."""
     potential = run.flow.potential
-    constant = neuron_balance(run.flow, run.theta[0]).value
+    constant = unit_laws(run.flow, run.theta[0]).values
     lesser = torch.linspace(-HALF, HALF, POINTS + 1, dtype=torch.float64)
     greater = _weight(potential, constant.abs() + potential.balance_term(lesser))
     if float(constant) > 0:
@@ -217,15 +217,16 @@ def _deviation_table(runs: Runs, limit: float) -> ResultTable:
     rows = []
     for name, run in runs.items():
         w, a = run.theta[0].tolist()
-        constant = float(neuron_balance(run.flow, run.theta[0]).value)
-        drifts = [neuron_balance(run.flow, theta).drift() for theta in (run.theta, _path(run))]
+        constant = float(unit_laws(run.flow, run.theta[0]).values)
+        drifts = [unit_laws(run.flow, theta).drift() for theta in (run.theta, _path(run))]
+        drifts.insert(0, torch.tensor(math.nan) if run.drift is None else run.drift.amax())
         cells = (f"({w:g}, {a:g})", f"{constant:.4f}", str(run.stats.steps))
         rows.append((name, *cells, *(f"{float(drift):.1e}" for drift in drifts)))
     title = (
         "Largest |κ̃(w) − κ̃(a) − C| over κ̃(w) + κ̃(a): "
-        f"at the steps to log(1/loss) = {limit:g}, and on the curve drawn between them"
+        f"as integrated to log(1/loss) = {limit:g}, corrected, and on the curve drawn"
     )
-    columns = ("run", "(w, a) from", "C", "steps", "at steps", "as drawn")
+    columns = ("run", "(w, a) from", "C", "steps", "integrated", "corrected", "as drawn")
     return ResultTable(title, columns, tuple(rows))
 
 

@@ -206,7 +206,7 @@ class Trajectory:
         end = last.log_time_at(1.0) if by_time else float(last.log_inverse_loss(1.0))
         slack = 1e-9 * max(1.0, abs(end))
         must = f"be between {starts[0]:.6g} and {end:.6g} (as a logarithm)"
-        require(starts[0] <= value <= end + slack, name, must, value)
+        require(starts[0] - slack <= value <= end + slack, name, must, value)
         step = self.steps[max(0, bisect.bisect_right(starts, value) - 1)]
         s = step.locate(value, by_time=by_time)
         theta = self.flow.potential.inverse_gradient(step.dual(s))

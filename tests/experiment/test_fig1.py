@@ -8,7 +8,7 @@ import torch
 
 import mirrorode as mo
 from mirrorode import cli
-from mirrorode.theory.balance import neuron_balance
+from mirrorode.theory.balance import unit_laws
 from tests.conftest import POTENTIALS
 
 NAMES = [f"{name}-start{number}" for name in POTENTIALS for number in (0, 1)]
@@ -50,7 +50,7 @@ def stored(home, name: str) -> mo.Trajectory:
 
 def drift(run: mo.Trajectory, theta: torch.Tensor) -> float:
     """Of the balance along ``theta`` from that at the start of the run."""
-    return float(neuron_balance(run.flow, torch.cat([run.theta[:1], theta])).drift())
+    return float(unit_laws(run.flow, torch.cat([run.theta[:1], theta])).drift())
 
 
 def conjugate(potential: mo.SeparablePotential, theta: torch.Tensor) -> torch.Tensor:
@@ -67,11 +67,12 @@ def test_everything_is_written(home):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flows_stay_on_their_manifold(home, curves, name):
-    """Lemma 3.1 at the stored steps; less well on the curve drawn, which is dense output."""
+    """Lemma 3.1: to the tolerance as integrated, and to round-off as corrected and drawn."""
     run = stored(home, name)
     assert float(run.log_inverse_loss[-1]) == pytest.approx(8.0)
-    assert drift(run, run.theta) < 1e-8
-    assert drift(run, curves["trajectory", name]) < COARSE
+    assert float(run.drift.amax()) < 1e-8
+    assert drift(run, run.theta) < 1e-14
+    assert drift(run, curves["trajectory", name]) < 1e-14
     perturbed = run.theta * torch.tensor([1.01, 1.0])
     assert drift(run, perturbed) > 3e-3
 
@@ -122,8 +123,9 @@ def test_table_tells_the_deviation(home):
     assert list(rows) == NAMES
     for name, row in rows.items():
         run = stored(home, name)
-        assert row["at steps"] == f"{drift(run, run.theta):.1e}"
-        assert float(row["at steps"]) < float(row["as drawn"]) < COARSE
+        assert row["integrated"] == f"{float(run.drift.amax()):.1e}"
+        assert float(row["corrected"]) < 1e-14 < float(row["integrated"]) < 1e-8
+        assert float(row["as drawn"]) < 1e-14
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import mirrorode as mo
-from mirrorode.theory.balance import layer_balance, neuron_balance
+from mirrorode.theory.balance import layer_laws, unit_laws
 
 
 def test_norm_margins(small_flow):
@@ -37,7 +37,7 @@ def test_layer_law_is_the_sum_of_neuron_laws(small_flow):
     flow = small_flow("p3")
     theta = flow.network.initial(0)
     torch.testing.assert_close(
-        neuron_balance(flow, theta).value.sum(-1), layer_balance(flow, theta).value.sum(-1)
+        unit_laws(flow, theta).values.sum(-1), layer_laws(flow, theta).values.sum(-1)
     )
 
 
@@ -50,6 +50,6 @@ def test_balance_is_what_rescaling_moves(small_flow):
     weights["W1"][0] *= 2
     weights["W2"][:, 0] /= 2
     torch.testing.assert_close(flow.margins(theta), flow.margins(moved))
-    change = neuron_balance(flow, moved).value - neuron_balance(flow, theta).value
+    change = unit_laws(flow, moved).values - unit_laws(flow, theta).values
     assert abs(float(change[0])) > 0.1
     assert float(change[1:].abs().max()) == 0
