@@ -67,12 +67,15 @@ def test_everything_is_written(home):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_flows_stay_on_their_manifold(home, curves, name):
-    """Lemma 3.1: to the tolerance as integrated, and to round-off as corrected and drawn."""
+    """Lemma 3.1: to the tolerance at steps, less well on the curve drawn, which is dense output.
+
+    Neither is put back on the manifold; what is stored is, to round-off.
+    """
     run = stored(home, name)
     assert float(run.log_inverse_loss[-1]) == pytest.approx(8.0)
     assert float(run.drift.amax()) < 1e-8
     assert drift(run, run.theta) < 1e-14
-    assert drift(run, curves["trajectory", name]) < 1e-14
+    assert 1e-12 < drift(run, curves["trajectory", name]) < COARSE
     perturbed = run.theta * torch.tensor([1.01, 1.0])
     assert drift(run, perturbed) > 3e-3
 
@@ -125,7 +128,7 @@ def test_table_tells_the_deviation(home):
         run = stored(home, name)
         assert row["integrated"] == f"{float(run.drift.amax()):.1e}"
         assert float(row["corrected"]) < 1e-14 < float(row["integrated"]) < 1e-8
-        assert float(row["as drawn"]) < 1e-14
+        assert float(row["corrected"]) < float(row["as drawn"]) < COARSE
 
 
 @pytest.mark.parametrize(
