@@ -63,6 +63,15 @@ class Crossings:
     rates: Tensor
     pull: Tensor
 
+    def astray(self, behind: Field) -> float:
+        """What of log(1/𝓛) is due to pairs that do not switch but end beyond their kink.
+
+        Others, met later, hold them back by then. The step is too long to put them all in order.
+        """
+        beyond = self.pairs.gather(behind.forward.preactivations)
+        stray = (self.x == 0) & ((beyond > 0) != self.was_on)
+        return float((self.pairs.gather(behind.pushes) * beyond)[stray].abs().sum())
+
     def left(self, change: Tensor, scale: Tensor) -> float:
         """What the crossings do to the dual beyond first order, given the whole change of G.
 
