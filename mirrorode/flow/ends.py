@@ -106,7 +106,7 @@ def finish(
     losses = np.concatenate([[smooth.first.loss], losses + found.gains])
     losses[-1] = behind.field.loss
     passed = float((smooth.dissipated(share * radau.NODES) + found.gains)[-1])
-    lost = abs(passed - (losses[-1] - losses[0])) + found.astray(behind.field)
+    lost = abs(passed - (losses[-1] - losses[0])) + behind.astray()
     lost /= RESIDUAL * run.rtol * max(1.0, abs(passed))
     left = found.left(behind.field.direction - last.direction, scale)
     error = max(left, lost, float(exits.sizes.sum()), float(zeros.sizes.sum()))

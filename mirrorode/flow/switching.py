@@ -63,15 +63,6 @@ class Crossings:
     rates: Tensor
     pull: Tensor
 
-    def astray(self, behind: Field) -> float:
-        """What of log(1/𝓛) is due to pairs that do not switch but end beyond their kink.
-
-        Others, met later, hold them back by then. The step is too long to put them all in order.
-        """
-        beyond = self.pairs.gather(behind.forward.preactivations)
-        stray = (self.x == 0) & ((beyond > 0) != self.was_on)
-        return float((self.pairs.gather(behind.pushes) * beyond)[stray].abs().sum())
-
     def left(self, change: Tensor, scale: Tensor) -> float:
         """What the crossings do to the dual beyond first order, given the whole change of G.
 
@@ -167,6 +158,18 @@ class Behind:
     field: Field
     mode: Mode
     happenings: list[Happening]
+
+    def astray(self) -> float:
+        """What of log(1/𝓛) is due to pairs that are beyond their kink, against the pattern.
+
+        The selection holds back, or lets through, some that others, met later, move the other way.
+        The step is then too long to put them all in order.
+        """
+        at, total = self.field, 0.0
+        layers = zip(at.forward.preactivations, self.mode.pattern, at.pushes, strict=True)
+        for pre, on, push in layers:
+            total += float((push * pre)[(pre > 0) != on].abs().sum())
+        return total
 
 
 def go_on(flow: MirrorFlow, mode: Mode, dual: Tensor, crossed: Crossings, zeros: Pairs) -> Behind:
