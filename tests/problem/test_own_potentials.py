@@ -6,7 +6,9 @@ import pytest
 import torch
 
 import mirrorode as mo
+from mirrorode.flow.balance import Terms, restore
 from mirrorode.problem import numeric
+from mirrorode.problem.symmetries import find
 
 CLOSED = [
     mo.Euclidean(),
@@ -87,6 +89,20 @@ def test_without_a_degree():
     for ask in (Lopsided().horizon, lambda theta: mo.q_margin(flow, theta)):
         with pytest.raises(mo.InputError, match=r"must have an? .*degree.*, but Lopsided"):
             ask(network.initial(0))
+
+
+@pytest.mark.parametrize("own", [ValueOnly(mo.HyperbolicEntropy(0.1)), Lopsided()], ids=repr)
+def test_balance_is_restored(own):
+    """To round-off of the sum of terms, small weights included, where κ̃ is an integral."""
+    network = mo.MLP((3, 8, 6, 1), activation="leaky_relu")
+    units, start = find(network), 0.1 * network.initial(0)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, network.size, generator=generator, dtype=torch.float64)
+    noisy, target = start * (1 + 0.1 * noise), Terms.at(units, own, start).value
+    found = restore(units, own, noisy, target)
+    assert not found.left
+    assert float(Terms.at(units, own, noisy).drift(target).min()) > 1e-2
+    assert float(Terms.at(units, own, found.theta).drift(target).max()) < 1e-13
 
 
 @pytest.mark.parametrize("widths", [(2, 4, 1), (2, 4, 4, 1)], ids=["two layers", "three"])
