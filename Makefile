@@ -29,6 +29,7 @@ figures: $(STAMP)
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/late_phase.py
 	$(BIN)/python benchmarks/inclusion.py
+	$(BIN)/python benchmarks/balance.py
 
 clean:
 	rm -rf $(VENV) runs

@@ -11,8 +11,8 @@ A potential carries exactly its mathematics. For a coordinate t with dual z = r'
 `balance_term(theta)`   κ̃(t) = t r'(t) − r(t) + r(0) = r*(z) − r*(0), never negative
 ======================  ==========================================================
 
-All are elementwise, keep the shape and dtype of their argument, and are odd or even to the last
-bit: they act on |t| and put the sign back.
+All are elementwise and keep the shape and dtype of their argument. Those written out below are odd
+or even to the last bit: they act on |t| and put the sign back.
 """
 
 from __future__ import annotations
@@ -24,45 +24,57 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mirrorode.problem.errors import require_number
+from mirrorode.problem import numeric
+from mirrorode.problem.errors import InputError, require_number
 
 
 class SeparablePotential(ABC):
-    """A strictly convex r on each coordinate; the base of every potential of the package."""
+    """A strictly convex r on each coordinate; the base of every potential of the package.
+
+    A potential of one's own gives `value`, in functions that autograd can differentiate twice, and
+    ``degree`` where it has one. The rest then follows numerically (`numeric`), and is worth being
+    overridden where it is known: every step of an integration asks for it.
+    """
 
     @property
-    @abstractmethod
     def degree(self) -> float | None:
         """The asymptotic degree α of Q(∇R(·)) (Definition 4.1); None if there is none."""
+        return None
 
     @abstractmethod
     def value(self, theta: Tensor) -> Tensor:
         """r(θ), elementwise; R is the sum."""
 
-    @abstractmethod
     def gradient(self, theta: Tensor) -> Tensor:
         """The dual variable z = r'(θ), elementwise."""
+        return numeric.derivatives(self.value, theta)[0]
 
-    @abstractmethod
     def inverse_gradient(self, dual: Tensor) -> Tensor:
         """The primal parameter θ with r'(θ) = z, elementwise."""
+        return numeric.inverse_gradient(self.value, dual)
 
-    @abstractmethod
     def balance_term(self, theta: Tensor) -> Tensor:
         """κ̃(θ) = θ r'(θ) − r(θ) + r(0) ≥ 0, the term that Lemma 3.1 conserves, elementwise."""
+        return numeric.balance_term(self.value, theta)
 
-    @abstractmethod
     def inverse_hessian(self, theta: Tensor) -> Tensor:
         """1 / r''(θ), elementwise; +inf where r'' vanishes."""
+        return 1 / numeric.curvature(self.value, theta)
 
-    @abstractmethod
     def horizon(self, theta: Tensor) -> Tensor:
-        """φ(θ) = lim η (αQ(∇R(θ/η)))^{1/α} as η → 0 (Theorem 4.7), over the last dimension."""
+        """φ(θ) = lim η (αQ(∇R(θ/η)))^{1/α} as η → 0 (Theorem 4.7), over the last dimension.
+
+        Raises:
+            InputError: if the potential has no asymptotic degree.
+        """
+        if self.degree is None:
+            raise InputError(f"`potential` must have a degree for a horizon, but {self} has none")
+        return numeric.horizon(self.balance_term, self.degree, theta)
 
     @property
     def conjugate_at_zero(self) -> float | Tensor:
         """r*(0) = −r(0), what `balance_term` leaves out of the conjugate of a coordinate."""
-        return 0.0
+        return -float(self.value(torch.zeros(1, dtype=torch.float64)))
 
     def conjugate(self, dual: Tensor) -> Tensor:
         """The convex conjugate r*(z) (Definition 2.4), elementwise; Q is the sum."""
@@ -150,6 +162,11 @@ class SmoothedHomogeneous(SeparablePotential):
         """α = p."""
         return float(self.p)
 
+    @property
+    def conjugate_at_zero(self) -> float:
+        """r*(0) = 0."""
+        return 0.0
+
     def value(self, theta: Tensor) -> Tensor:
         """r(t) = |t|^p/p + λt²/2."""
         return theta.abs() ** self.p / self.p + 0.5 * self.lam * theta**2
@@ -227,6 +244,11 @@ class Euclidean(SeparablePotential):
     def degree(self) -> float:
         """α = 2."""
         return 2.0
+
+    @property
+    def conjugate_at_zero(self) -> float:
+        """r*(0) = 0."""
+        return 0.0
 
     def value(self, theta: Tensor) -> Tensor:
         """r(t) = t²/2."""
