@@ -9,7 +9,7 @@ whose Hessian is a weighted graph Laplacian with the ground removed: diagonal fo
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -64,11 +64,11 @@ def drifts(units: Symmetries, potential: SeparablePotential, theta: Tensor) -> T
     return torch.stack([part.drift(part.value[0]) for part in both], -1)
 
 
-def corrected(flow: MirrorFlow, theta: Tensor) -> tuple[Tensor, int]:
-    """``theta`` (T, n) with the laws of its first point, and the iterations that took."""
+def corrected(flow: MirrorFlow, theta: Tensor) -> Restored:
+    """``theta`` (T, n) with the laws of its first point."""
     target = Terms.at(flow.symmetries, flow.potential, theta[0]).value
     found = restore(flow.symmetries, flow.potential, theta[1:], target)
-    return torch.cat([theta[:1], found.theta]), found.iterations
+    return replace(found, theta=torch.cat([theta[:1], found.theta]))
 
 
 @dataclass(frozen=True)

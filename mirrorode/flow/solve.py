@@ -113,7 +113,9 @@ def _solve_one(
     if len(flow.symmetries):
         drift = balance.drifts(flow.symmetries, flow.potential, theta)
         if correct_balance and len(theta) > 1:
-            theta, stats.balance_iterations = balance.corrected(flow, theta)
+            found = balance.corrected(flow, theta)
+            theta, stats.balance_iterations = found.theta, found.iterations
+            stats.balance_left = sum(found.left.values())
             dual = torch.cat([dual[:1], flow.potential.gradient(theta[1:])])
     stats.wall_seconds = time.perf_counter() - begun
     message = recorder.message or status.value

@@ -59,6 +59,8 @@ class Stats:
         through_kinks: accepted steps that did not look for kinks, and went through them.
         balance_iterations: of Newton's method that put the saved points back on their balance
             manifold, each of a few hundred points at once.
+        balance_left: units at saved points that nothing can put back, as all paths of nonzero
+            weights through them are gone (`flow.balance.restore` tells why).
         wall_seconds: of the integration.
     """
 
@@ -69,6 +71,7 @@ class Stats:
     slides: int = 0
     through_kinks: int = 0
     balance_iterations: int = 0
+    balance_left: int = 0
     wall_seconds: float = 0.0
 
     @property
@@ -173,6 +176,8 @@ class Trajectory:
         if self.drift is None:
             return ""
         done = f"corrected in {self.stats.balance_iterations} iterations" * self.balanced
+        if self.stats.balance_left:
+            done += f", {self.stats.balance_left} units at saved points left alone"
         return f"  balance      drift {float(self.drift.max()):.1e}, {done or 'not corrected'}\n"
 
     def at(
@@ -212,7 +217,7 @@ class Trajectory:
         theta = self.flow.potential.inverse_gradient(step.dual(s))
         if not self.balanced or self.drift is None:
             return theta
-        return balance.corrected(self.flow, torch.stack([self.theta[0], theta]))[0][1]
+        return balance.corrected(self.flow, torch.stack([self.theta[0], theta])).theta[1]
 
     def plot(self) -> Figure:
         """log t and the relative L₁-, L₂- and L₃-margins against log(1/𝓛)."""

@@ -151,8 +151,11 @@ def _drift(name: str, run: Trajectory, laws: Invariants, column: int) -> Verdict
     detail = f"the integrator drifts by {done:.1e} of the sum of terms; {allowed:.0e} allowed"
     if not run.balanced:
         return Verdict(name, now <= allowed, allowed - now, detail)
-    slack = min(allowed - done, CORRECTED - now)
-    return Verdict(name, slack >= 0, slack, f"{detail}; corrected, {now:.1e} is left")
+    detail += f"; corrected, {now:.1e} is left"
+    if run.stats.balance_left:
+        detail += f", as {run.stats.balance_left} units at saved points cannot be put back"
+    slack = allowed - done if run.stats.balance_left else min(allowed - done, CORRECTED - now)
+    return Verdict(name, slack >= 0, slack, detail)
 
 
 def _layers(path: _Path) -> Verdict:
