@@ -28,6 +28,8 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     Runs that are stored with the same configuration are not integrated again, so that an
     interrupted command goes on where it was.
     """
+    # The pieces of work are small: on a busy machine more threads wait for each other, threefold.
+    torch.set_num_threads(1)
     # Bad input is refused before anything is written.
     usable(device)
     jobs = scenario.jobs(device)
