@@ -96,17 +96,15 @@ def restore(
     their target makes up for it.
     """
     free, left = _solvable(units, theta, target)
-    joined = ((units.source > 0) & (units.target > 0)).any()
-    size = len(units) ** 2 if bool(joined) else theta.shape[1]
-    parts, iterations = [], 0
-    for rows, mask in zip(
-        theta.split(max(1, AT_ONCE // size)), free.split(max(1, AT_ONCE // size)), strict=True
-    ):
-        found, count, unsolved = _newton(units, potential, rows, target, mask, bool(joined))
+    joined = bool(((units.source > 0) & (units.target > 0)).any())
+    rows = max(1, AT_ONCE // (len(units) ** 2 if joined else theta.shape[1]))
+    parts, iterations, unsolved = [], 0, 0
+    for points, mask in zip(theta.split(rows), free.split(rows), strict=True):
+        found, count, failed = _newton(units, potential, points, target, mask, joined)
         parts.append(found)
-        iterations += count
-        if unsolved:
-            left["the iteration does not converge"] = unsolved
+        iterations, unsolved = iterations + count, unsolved + failed
+    if unsolved:
+        left["the iteration does not converge"] = unsolved
     return Restored(torch.cat(parts), iterations, left)
 
 
