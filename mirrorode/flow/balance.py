@@ -52,16 +52,20 @@ class Terms:
         sums = (total.index_add(-1, units.layer - 1, part) for part in (self.value, self.scale))
         return Terms(*sums)
 
+    def drifts(self, target: Tensor) -> Tensor:
+        """|C_j − target_j| relative to the scale, (…, J)."""
+        return (self.value - target).abs() / self.scale.clamp(min=1e-300)
+
     def drift(self, target: Tensor) -> Tensor:
-        """Largest |C_j − target_j| relative to the scale, (…)."""
-        return ((self.value - target).abs() / self.scale.clamp(min=1e-300)).amax(-1)
+        """The largest of them, (…)."""
+        return self.drifts(target).amax(-1)
 
 
 def drifts(units: Symmetries, potential: SeparablePotential, theta: Tensor) -> Tensor:
-    """Largest relative drifts since the first of ``theta`` (T, n): of units, of layers; (T, 2)."""
+    """Relative drifts since the first of ``theta`` (T, n), of units, then layers: (T, laws)."""
     terms = Terms.at(units, potential, theta)
     both = (terms, terms.of_layers(units))
-    return torch.stack([part.drift(part.value[0]) for part in both], -1)
+    return torch.cat([part.drifts(part.value[0]) for part in both], -1)
 
 
 def corrected(flow: MirrorFlow, theta: Tensor) -> Restored:

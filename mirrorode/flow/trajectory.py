@@ -124,9 +124,9 @@ class Trajectory:
         message: one sentence about the end.
         method, rtol: how it was integrated.
         dissipated: ∫‖dθ/dt‖²_A dt up to the saved points, as a change of log(1/𝓛), (T,).
-        drift: what the integrator did to the balance equation: the largest change, relative to the
-            sum of its terms, of the law of a unit and of that of a layer, (T, 2); None if no laws
-            are known.
+        drift: what the integrator did to the balance equation: the change of each law since the
+            start, relative to the sum of its terms, (T, laws), those of units before those of
+            layers, as in `invariants`; None if no laws are known.
         balanced: whether that drift has been taken out of θ and the dual.
     """
 

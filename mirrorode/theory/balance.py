@@ -9,10 +9,12 @@ these laws are all.
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -48,6 +50,11 @@ class Invariants:
     def drift(self) -> Tensor:
         """The largest of all of them."""
         return self.drifts().amax()
+
+    def __str__(self) -> str:
+        buffer = io.StringIO()
+        Console(file=buffer, width=110).print(self)
+        return buffer.getvalue()
 
     def __rich__(self) -> Table | str:
         if not self.names:

@@ -143,11 +143,11 @@ def _fenchel_young(path: _Path) -> Verdict:
     )  # fmt: skip
 
 
-def _drift(name: str, run: Trajectory, laws: Invariants, column: int) -> Verdict:
+def _drift(name: str, run: Trajectory, laws: Invariants, columns: slice) -> Verdict:
     if len(laws) == 0:
         return Verdict(name, None, math.nan, laws.missing)
     now, allowed = float(laws.drift()), DRIFT * run.rtol
-    done = now if run.drift is None else float(run.drift[:, column].amax())
+    done = now if run.drift is None else float(run.drift[:, columns].amax())
     detail = f"the integrator drifts by {done:.1e} of the sum of terms; {allowed:.0e} allowed"
     if not run.balanced:
         return Verdict(name, now <= allowed, allowed - now, detail)
@@ -161,12 +161,13 @@ def _drift(name: str, run: Trajectory, laws: Invariants, column: int) -> Verdict
 def _layers(path: _Path) -> Verdict:
     run = path.trajectory
     laws = layer_laws(run.flow, run.theta)
-    return _drift("Lemma 3.1: Q_i − Q_{i+1} is constant", run, laws, 1)
+    return _drift("Lemma 3.1: Q_i − Q_{i+1} is constant", run, laws, slice(-len(laws), None))
 
 
 def _neurons(path: _Path) -> Verdict:
     run = path.trajectory
-    return _drift("App. G.5: the same for every unit", run, unit_laws(run.flow, run.theta), 0)
+    laws = unit_laws(run.flow, run.theta)
+    return _drift("App. G.5: the same for every unit", run, laws, slice(len(laws)))
 
 
 def _growth(path: _Path) -> Verdict:
