@@ -56,13 +56,37 @@ def test_a_network_and_a_potential_of_ones_own():
     assert_balanced_along(flow, run.theta, rtol=1e-12)
 
 
+def test_a_linear_network_under_gradient_flow():
+    """Its whole matrices are conserved to the tolerance, and only what units conserve corrected."""
+    network = mo.MLP((2, 5, 4, 1), activation="linear")
+    flow = mo.MirrorFlow(network, mo.teacher_student(20, seed=3), mo.Euclidean())
+    run = mo.solve(flow, network.initial(0), until=mo.LogTime(2.0), rtol=1e-6)
+    assert_balanced(run)
+    # Negative control: turned incoming weights keep their norm, so that matrices alone show it.
+    turned = run.theta.clone()
+    turned[1:, :2] = run.theta[1:, :2].flip(-1)
+    with pytest.raises(
+        AssertionError, match=r"layer 1: WWᵀ − WᵀW \[0, \d\] drifts by .* \(\d of 27"
+    ):
+        assert_balanced(replace(run, theta=turned))
+
+
+def test_a_run_that_did_not_start(small_flow):
+    flow = small_flow("euclidean")
+    run = mo.solve(flow, flow.network.initial(1), until=mo.LogInverseLoss(-100.0))
+    with pytest.raises(AssertionError, match=r"only the start to look at, for the stopping rule"):
+        assert_balanced(run)
+
+
 def test_the_drift_of_the_integrator_counts(small_flow):
-    """Negative control: what is corrected fails all the same."""
+    """Negative control: what is corrected fails all the same, and the law is named."""
     flow = small_flow("euclidean")
     run = mo.solve(flow, flow.network.initial(1), until=mo.LogInverseLoss(1.0), rtol=1e-4)
     assert_balanced(run)
-    with pytest.raises(AssertionError, match=r"drifts by 1\.\d+e-02 of the sum of its terms"):
-        assert_balanced(replace(run, drift=run.drift + 0.01))
+    lost = run.drift.clone()
+    lost[-1, 4] += 0.01
+    with pytest.raises(AssertionError, match=r"layer 1, unit 4 drifts by 1\.\d+e-02 .* \(1 of 13"):
+        assert_balanced(replace(run, drift=lost))
 
 
 @pytest.mark.parametrize("potential", [mo.Euclidean(), mo.HyperbolicEntropy(0.1)], ids=repr)
@@ -87,6 +111,15 @@ def test_a_potential_that_is_not_separable():
     flow = _flow(Coupled())
     with pytest.raises(AssertionError, match=r"Coupled\(\) is not separable"):
         assert_balanced_along(flow, flow.network.current().expand(3, -1))
+
+
+def test_a_small_network_is_no_excuse():
+    """All of its coordinates are probes or move with them."""
+    network = mo.MLP((2, 2, 1))
+    flow = mo.MirrorFlow(network, mo.teacher_student(10, seed=3), Coupled())
+    with pytest.raises(AssertionError, match=r"Coupled\(\) is not separable"):
+        assert_balanced_along(flow, network.initial(0).expand(3, -1))
+    assert_balanced_along(replace(flow, potential=Softened()), network.initial(0).expand(3, -1))
 
 
 def test_no_law_to_check():
@@ -122,7 +155,7 @@ def test_a_bias_of_the_first_layer_is_an_incoming_weight():
         (lambda: assert_balanced(3), "`trajectory` must be a Trajectory, but is 3"),
         (
             lambda: assert_balanced_along(_flow(mo.Euclidean()), torch.zeros(24)),
-            "`theta` must have shape (T, 24), but is (24,)",
+            "`theta` must have shape (T, 24) with T > 1, but is (24,)",
         ),
     ],
     ids=["no trajectory", "one point"],

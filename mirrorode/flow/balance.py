@@ -11,7 +11,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
+from scipy.optimize import linprog
+from scipy.sparse import coo_array
 from torch import Tensor
 
 from mirrorode.flow.mirror_flow import MirrorFlow
@@ -21,8 +24,9 @@ from mirrorode.problem.symmetries import Symmetries
 LONGEST = 1.5  # change of s in one Newton step: without a limit the scalar iteration diverges
 KEEPS = 0.003  # change of s up to which the Hessian is used again
 ITERATIONS = 1500  # with p = 10 a weight of 1e6 shrinks by a tenth in each
-EXACT = 4e-16  # of the sum of the terms; below it nothing is left to gain
-CLOSE = 1e-13  # below it, an iteration that no longer halves the defect is at round-off
+EXACT = 2.0  # units of round-off of the sum of the terms; below it nothing is left to gain
+CLOSE = 450.0  # units of round-off; below it, an iteration that no longer halves the defect is done
+RISES = 1e-9  # of the largest target; what a linear program cannot tell from zero
 AT_ONCE = 1 << 22  # numbers in the Hessians that are solved with together
 
 
@@ -101,15 +105,24 @@ def restore(
     """
     free, left = _solvable(units, theta, target)
     joined = bool(((units.source > 0) & (units.target > 0)).any())
+    if joined:
+        endless = _endless(units, theta, target, free)
+        free = free & ~endless
+        _count(left, "no weights of it and of the units joined to it have their targets", endless)
     rows = max(1, AT_ONCE // (len(units) ** 2 if joined else theta.shape[1]))
-    parts, iterations, unsolved = [], 0, 0
+    parts, iterations = [], 0
     for points, mask in zip(theta.split(rows), free.split(rows), strict=True):
-        found, count, failed = _newton(units, potential, points, target, mask, joined)
+        found, count, solved = _newton(units, potential, points, target, mask, joined)
         parts.append(found)
-        iterations, unsolved = iterations + count, unsolved + failed
-    if unsolved:
-        left["the iteration does not converge"] = unsolved
+        iterations += count
+        _count(left, "the iteration does not converge", mask & ~solved[:, None])
     return Restored(torch.cat(parts), iterations, left)
+
+
+def _count(left: dict[str, int], reason: str, where: Tensor) -> None:
+    """Add the units that are left for a reason, if there are any."""
+    if bool(where.any()):
+        left[reason] = left.get(reason, 0) + int(where.sum())
 
 
 def _solvable(units: Symmetries, theta: Tensor, target: Tensor) -> tuple[Tensor, dict[str, int]]:
@@ -122,18 +135,65 @@ def _solvable(units: Symmetries, theta: Tensor, target: Tensor) -> tuple[Tensor,
     read = _reached(units.target, units.source, used, target > 0)
     some = (units.into(used) + units.out_of(used)) > 0
     settled = ~some & (target == 0)
-    reasons = {
-        "all of its weights are zero": ~some & (target != 0),
-        "no path of nonzero weights leads to it, and its target is not negative": some & ~fed,
-        "no path of nonzero weights leads from it, and its target is not positive": some & ~read,
-    }
-    left = {reason: int(where.sum()) for reason, where in reasons.items() if bool(where.any())}
+    left: dict[str, int] = {}
+    _count(left, "all of its weights are zero", ~some & (target != 0))
+    sign = "no path of nonzero weights leads {} it, and its target is not {}"
+    _count(left, sign.format("to", "negative"), some & ~fed)
+    _count(left, sign.format("from", "positive"), some & ~read)
     return some & fed & read & ~settled, left
 
 
+def _endless(units: Symmetries, theta: Tensor, target: Tensor, free: Tensor) -> Tensor:
+    """Units (T, J) along which Φ falls without end, so that it has no minimum.
+
+    A direction d of s costs nothing if d_m ≤ k d_j on every nonzero edge j → m, and gains C·d. It
+    is zero for units on a path from the ground, or from what is not free, and back to it; among the
+    others, which late in training are a few captured units, a linear program finds it. For one that
+    no other is joined to, the sign of its target has told already.
+    """
+    endless = torch.zeros_like(free)
+    used = (theta != 0).to(theta.dtype)
+    loose = free & ~(
+        _reached(units.source, units.target, used, ~free)
+        & _reached(units.target, units.source, used, ~free)
+    )
+    padded = torch.cat([torch.zeros_like(loose[:, :1]), loose], -1)
+    joined = (used > 0) & padded[:, units.source] & padded[:, units.target]
+    for row in torch.nonzero(joined.any(-1))[:, 0].tolist():
+        edges = torch.nonzero(used[row] * (padded[row][units.source] | padded[row][units.target]))
+        while bool((loose[row] & ~endless[row]).any()):
+            rising = _rising(units, edges[:, 0], target, loose[row] & ~endless[row])
+            if not bool(rising.any()):
+                break
+            endless[row] |= rising
+    return endless
+
+
+def _rising(units: Symmetries, edges: Tensor, target: Tensor, loose: Tensor) -> Tensor:
+    """The units (J,) of ``loose`` that are moved by the d of largest C·d > 0 with all |d_j| ≤ 1."""
+    count = len(edges)
+    ends = torch.stack([units.target[edges], units.source[edges]], 1)
+    factors = torch.stack([torch.ones(count).to(target), -units.degree[edges]], 1)
+    rows = np.repeat(np.arange(count), 2)
+    entries = (factors.cpu().numpy().ravel(), (rows, ends.cpu().numpy().ravel()))
+    most = np.concatenate([[0.0], loose.cpu().numpy().astype(float)])
+    gain = np.concatenate([[0.0], target.cpu().numpy()]) * most
+    gain /= np.abs(gain).max() or 1.0
+    found = linprog(
+        -gain, coo_array(entries, shape=(count, len(most))).tocsr(), np.zeros(count),
+        bounds=np.stack([-most, most], 1),
+    )  # fmt: skip
+    rises = found.success and -found.fun > RISES
+    return torch.from_numpy(np.abs(found.x[1:]) > RISES).to(loose) if rises else ~loose & loose
+
+
 def _reached(start: Tensor, end: Tensor, used: Tensor, given: Tensor) -> Tensor:
-    """The units (T, J) that nonzero edges lead to from the ground, or from those ``given``."""
-    reached = torch.cat([torch.ones_like(given[:1]), given]).expand(len(used), -1).to(used.dtype)
+    """The units (T, J) that nonzero edges lead to from the ground, or from those ``given``.
+
+    ``given`` is (J,) or (T, J).
+    """
+    reached = given.expand(len(used), -1).to(used.dtype)
+    reached = torch.cat([torch.ones_like(reached[:, :1]), reached], -1)
     while True:
         along = used * reached[:, start]
         more = (reached + torch.zeros_like(reached).index_add(1, end, along)).clamp(max=1.0)
@@ -149,8 +209,9 @@ def _newton(
     target: Tensor,
     free: Tensor,
     joined: bool,
-) -> tuple[Tensor, int, int]:
-    """The rescaled parameters (T, n), the iterations, and how many points were not solved."""
+) -> tuple[Tensor, int, Tensor]:
+    """The rescaled parameters (T, n), the iterations, and which points are solved, (T,)."""
+    exact, close = (units_of * torch.finfo(theta.dtype).eps for units_of in (EXACT, CLOSE))
     s, best = torch.zeros_like(free, dtype=theta.dtype), theta
     last = torch.full_like(theta[:, 0], torch.inf)
     going = torch.ones_like(last, dtype=torch.bool)
@@ -162,8 +223,8 @@ def _newton(
         defect = (residual.abs() / terms.scale.clamp(min=1e-300)).amax(-1)
         better = going & (defect < last)
         best = torch.where(better[:, None], moved, best)
-        stalls = (defect < CLOSE) & (defect > 0.5 * last)
-        going = going & (defect > EXACT) & ~stalls & torch.isfinite(defect)
+        stalls = (defect < close) & (defect > 0.5 * last)
+        going = going & (defect > exact) & ~stalls & torch.isfinite(defect)
         last = torch.where(better, defect, last)
         if not bool(going.any()):
             break
@@ -175,9 +236,9 @@ def _newton(
         longest = float(step[going].abs().max())
         s = torch.where(going[:, None], s + step, s)
         count += 1
-    solved = last < CLOSE
+    solved = last < close
     # A point that does not converge is better left where it was.
-    return torch.where(solved[:, None], best, theta), count, int((~solved).sum())
+    return torch.where(solved[:, None], best, theta), count, solved
 
 
 def curvature(potential: SeparablePotential, theta: Tensor) -> Tensor:

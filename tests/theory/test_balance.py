@@ -51,6 +51,8 @@ def test_the_law_of_a_unit_is_the_gradient_of_a_rescaling():
     sums = torch.stack([sum(by_hand[:3]), sum(by_hand[3:])])
     torch.testing.assert_close(found.values[5:], sums)
     assert found.names[4] == "layer 2, unit 1"
+    assert "layer 2, unit 1" in str(found)
+    assert f"{float(found.values[4]):.6g}" in str(found)
 
 
 @pytest.mark.parametrize(
