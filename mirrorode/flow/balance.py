@@ -103,12 +103,15 @@ def restore(
     those without a path of nonzero weights from the input and to the output, unless the sign of
     their target makes up for it.
     """
-    free, left = _solvable(units, theta, target)
     joined = bool(((units.source > 0) & (units.target > 0)).any())
-    if joined:
-        endless = _endless(units, theta, target, free)
-        free = free & ~endless
-        _count(left, "no weights of it and of the units joined to it have their targets", endless)
+    # Which weights are zero seldom changes along a trajectory.
+    used, which = torch.unique_consecutive(theta != 0, dim=0, return_inverse=True)
+    reasons = _unsolvable(units, used.to(theta.dtype), target, joined)
+    left: dict[str, int] = {}
+    for reason, where in reasons.items():
+        _count(left, reason, where[which])
+    settled = ~_some(units, used.to(theta.dtype)) & (target == 0)
+    free = ~torch.stack([settled, *reasons.values()]).any(0)[which]
     rows = max(1, AT_ONCE // (len(units) ** 2 if joined else theta.shape[1]))
     parts, iterations = [], 0
     for points, mask in zip(theta.split(rows), free.split(rows), strict=True):
@@ -125,26 +128,33 @@ def _count(left: dict[str, int], reason: str, where: Tensor) -> None:
         left[reason] = left.get(reason, 0) + int(where.sum())
 
 
-def _solvable(units: Symmetries, theta: Tensor, target: Tensor) -> tuple[Tensor, dict[str, int]]:
-    """Which units to rescale (T, J), and how many not, by reason.
+def _some(units: Symmetries, used: Tensor) -> Tensor:
+    """The units (P, J) with a nonzero weight."""
+    return units.into(used) + units.out_of(used) > 0
+
+
+def _unsolvable(units: Symmetries, used: Tensor, target: Tensor, joined: bool) -> dict[str, Tensor]:
+    """Which units (P, J) have no solution, by reason, where ``used`` (P, n) marks nonzero weights.
 
     A unit without incoming weights can only have C_j ≤ 0, one without outgoing ones C_j ≥ 0.
     """
-    used = (theta != 0).to(theta.dtype)
     fed = _reached(units.source, units.target, used, target < 0)
     read = _reached(units.target, units.source, used, target > 0)
-    some = (units.into(used) + units.out_of(used)) > 0
-    settled = ~some & (target == 0)
-    left: dict[str, int] = {}
-    _count(left, "all of its weights are zero", ~some & (target != 0))
+    some = _some(units, used)
     sign = "no path of nonzero weights leads {} it, and its target is not {}"
-    _count(left, sign.format("to", "negative"), some & ~fed)
-    _count(left, sign.format("from", "positive"), some & ~read)
-    return some & fed & read & ~settled, left
+    found = {
+        "all of its weights are zero": ~some & (target != 0),
+        sign.format("to", "negative"): some & ~fed,
+        sign.format("from", "positive"): some & ~read,
+    }
+    if joined:
+        endless = _endless(units, used, target, some & fed & read)
+        found["no weights of it and of the units joined to it have their targets"] = endless
+    return found
 
 
-def _endless(units: Symmetries, theta: Tensor, target: Tensor, free: Tensor) -> Tensor:
-    """Units (T, J) along which Φ falls without end, so that it has no minimum.
+def _endless(units: Symmetries, used: Tensor, target: Tensor, free: Tensor) -> Tensor:
+    """Units (P, J) along which Φ falls without end, so that it has no minimum.
 
     A direction d of s costs nothing if d_m ≤ k d_j on every nonzero edge j → m, and gains C·d. It
     is zero for units on a path from the ground, or from what is not free, and back to it; among the
@@ -152,25 +162,23 @@ def _endless(units: Symmetries, theta: Tensor, target: Tensor, free: Tensor) -> 
     no other is joined to, the sign of its target has told already.
     """
     endless = torch.zeros_like(free)
-    used = (theta != 0).to(theta.dtype)
     loose = free & ~(
         _reached(units.source, units.target, used, ~free)
         & _reached(units.target, units.source, used, ~free)
     )
     padded = torch.cat([torch.zeros_like(loose[:, :1]), loose], -1)
-    joined = (used > 0) & padded[:, units.source] & padded[:, units.target]
-    for row in torch.nonzero(joined.any(-1))[:, 0].tolist():
-        edges = torch.nonzero(used[row] * (padded[row][units.source] | padded[row][units.target]))
-        while bool((loose[row] & ~endless[row]).any()):
-            rising = _rising(units, edges[:, 0], target, loose[row] & ~endless[row])
-            if not bool(rising.any()):
-                break
+    source, target_of = padded[:, units.source], padded[:, units.target]
+    for row in torch.nonzero(((used > 0) & source & target_of).any(-1))[:, 0].tolist():
+        edges = torch.nonzero((used[row] > 0) & (source[row] | target_of[row]))[:, 0]
+        rising = loose[row]
+        while bool(rising.any()):
+            rising = _rising(units, edges, target, loose[row] & ~endless[row])
             endless[row] |= rising
     return endless
 
 
 def _rising(units: Symmetries, edges: Tensor, target: Tensor, loose: Tensor) -> Tensor:
-    """The units (J,) of ``loose`` that are moved by the d of largest C·d > 0 with all |d_j| ≤ 1."""
+    """The units (J,) of ``loose`` that the d of largest C·d > 0 with all |d_j| ≤ 1 moves."""
     count = len(edges)
     ends = torch.stack([units.target[edges], units.source[edges]], 1)
     factors = torch.stack([torch.ones(count).to(target), -units.degree[edges]], 1)
@@ -190,7 +198,7 @@ def _rising(units: Symmetries, edges: Tensor, target: Tensor, loose: Tensor) -> 
 def _reached(start: Tensor, end: Tensor, used: Tensor, given: Tensor) -> Tensor:
     """The units (T, J) that nonzero edges lead to from the ground, or from those ``given``.
 
-    ``given`` is (J,) or (T, J).
+    ``given`` is (J,) or (T, J), ``used`` (T, n).
     """
     reached = given.expand(len(used), -1).to(used.dtype)
     reached = torch.cat([torch.ones_like(reached[:, :1]), reached], -1)
