@@ -22,5 +22,8 @@ def test_readme_example_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
     for block in blocks:
-        exec(compile(block, str(README), "exec"), {})
+        names = {"__name__": "readme"}
+        exec(compile(block, str(README), "exec"), names)
+        for name in [name for name in names if name.startswith("test_")]:
+            names[name]()
     assert "REACHED" in capsys.readouterr().out

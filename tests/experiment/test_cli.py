@@ -6,15 +6,9 @@ import sys
 
 import pytest
 
-from mirrorode import cli
+from tests.experiment.commands import call
 
 SMALL = ["--neurons", "10", "--samples", "24", "--seeds", "1", "--limit", "200"]
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        cli.main(list(arguments))
-    return end.value.code
 
 
 @pytest.fixture(scope="module")

@@ -7,20 +7,14 @@ import pytest
 import torch
 
 import mirrorode as mo
-from mirrorode import cli
 from mirrorode.theory.balance import unit_laws
 from tests.conftest import POTENTIALS
+from tests.experiment.commands import call
 
 NAMES = [f"{name}-start{number}" for name in POTENTIALS for number in (0, 1)]
 LAMBDAS = (0.2, 0.1, 0.03, 0.01, 0.001)
 COARSE = 5e-3
 """What dense output may be off the manifold at rtol 1e-6, where a panel is crossed in 13 steps."""
-
-
-def call(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as end:
-        cli.main(list(arguments))
-    return end.value.code
 
 
 @pytest.fixture(scope="module")
