@@ -14,7 +14,6 @@ adds ν_ij times the gradient of its pre-activation, and ν_ij lies between 0 an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,15 +21,13 @@ from torch import Tensor
 
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.flow.normals import pair_normals
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.theory.cones import Array, nearest, smallest
 from mirrorode.theory.margins import asymptotic_degree
+from mirrorode.theory.subdifferential import ON_KINK, Clarke
 
-ON_KINK = 1e-9  # the integrator holds sliding pairs there to round-off
 CANDIDATE = 2.0  # times the smallest margin
 SUPPORT = 1e-6  # share of the multipliers that counts as one
-CHUNK = 512  # normals held at once where two layers of a sample are on kinks
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,39 +117,17 @@ class _Problem:
     theta: Tensor
     margins: Tensor  # (K,)
     samples: Tensor  # (M,)
-    kinks: Pairs
-    gradients: Tensor  # h (M, n), pairs on a kink off
-    normals: Tensor  # m (S, n)
-    full: Tensor  # (S, M + S): ν_s at ξ_s = 1 as a linear function of (λ, ν)
+    clarke: Clarke
 
     @classmethod
     def at(cls, flow: MirrorFlow, theta: Tensor, clarke: bool, on_kink: float) -> _Problem:
         """Scale θ, choose the samples and find the kinks."""
         x, y = (part.double().cpu() for part in (flow.dataset.x, flow.dataset.y))
         theta = _normalised(flow, theta, x, y)
-        forward = flow.network.forward(theta, x)
-        margins = y * forward.output
+        margins = y * flow.network.output(theta, x)
         samples = torch.nonzero(margins <= CANDIDATE)[:, 0]
-        pre = forward.preactivations
-        kinks = Pairs.none(theta.device)
-        if clarke:
-            kinks = _on_kink(flow, pre, samples, on_kink)
-        pattern = kinks.mark(forward.pattern, False)
-        gradient, signals = flow.network.backward(flow.network.forward(theta, x, pattern))
-        own = [on[kinks.sample] for on in pattern]
-        normals = pair_normals(flow.network, theta, x, kinks, own)
-        signal = y[kinks.sample] * kinks.gather(signals).to(theta) * _jump(flow, kinks)
-        # A pair without signal or without input is no kink of the margin, unless one above it,
-        # when on, lets it through.
-        through = _through(flow, theta, x, kinks, own, normals)
-        matters = (normals.norm(dim=1) > 0) & ((signal != 0) | (through != 0).any(1))
-        kinks, normals, signal = kinks[matters], normals[matters], signal[matters]
-        through = through[matters][:, matters]
-        place = torch.searchsorted(samples, kinks.sample)
-        own_sample = torch.nn.functional.one_hot(place, len(samples)).to(theta)
-        full = torch.cat([signal[:, None] * own_sample, through], 1)
-        rows = y[samples, None] * gradient[samples]
-        return cls(flow, theta, margins, samples, kinks, rows, normals, full)
+        sets = Clarke.at(flow, theta, samples, clarke=clarke, on_kink=on_kink)
+        return cls(flow, theta, margins, samples, sets)
 
     def quadratic(self) -> KKT:
         """φ a multiple of ‖·‖_p, p > 1: the nearest point of a cone."""
@@ -160,18 +135,18 @@ class _Problem:
         size = torch.linalg.vector_norm(self.theta, ord=alpha)
         unit = self.theta / size
         gradient = torch.copysign(unit.abs() ** (alpha - 1), unit) * size
-        columns = torch.cat([self.gradients, self.normals]) / gradient.norm()
+        columns = self.clarke.columns / gradient.norm()
         weight = degree * (self.margins[self.samples] - 1) / size**2
-        price = torch.cat([weight, weight.new_zeros(len(self.kinks))])
+        price = torch.cat([weight, weight.new_zeros(len(self.clarke.kinks))])
         matrix = torch.cat([columns, price[:, None]], 1)
         target = torch.cat([gradient / gradient.norm(), gradient.new_zeros(1)])
         scale = matrix.norm(dim=1).clamp(min=1e-300)
         scaled = (matrix / scale[:, None]).T.numpy()
 
-        def solve(cone: Array) -> Array:
+        def minimise(cone: Array) -> Array:
             return nearest(scaled, target.numpy(), cone)
 
-        lam, nu, xi = self._solve(solve, scale)
+        lam, nu, xi = self.clarke.solve(minimise, scale)
         image = torch.cat([lam, nu]) @ columns
         stationarity = float((target[:-1] - image).norm())
         complementarity = float(lam @ weight)
@@ -182,16 +157,18 @@ class _Problem:
     def linear(self) -> KKT:
         """φ a multiple of ‖·‖₁: the duality gap, a linear program."""
         degree, size = self.flow.network.degree, self.theta.abs().sum()
-        columns = torch.cat([self.gradients, self.normals])
+        columns = self.clarke.columns
         scale = columns.abs().amax(1).clamp(min=1e-300)
         scaled = (columns / scale[:, None]).T.numpy()
         typical = scale[: len(self.samples)].amax()  # so that Σλ_i = 1 is in these units
-        total = torch.cat([typical / scale[: len(self.samples)], scale.new_zeros(len(self.kinks))])
+        total = torch.cat(
+            [typical / scale[: len(self.samples)], scale.new_zeros(len(self.clarke.kinks))]
+        )
 
-        def solve(cone: Array) -> Array:
+        def minimise(cone: Array) -> Array:
             return smallest(scaled, cone, total.numpy())
 
-        lam, nu, xi = self._solve(solve, scale)
+        lam, nu, xi = self.clarke.solve(minimise, scale)
         image = torch.cat([lam, nu]) @ columns
         growth = degree * (lam @ self.margins[self.samples])  # ⟨θ, v⟩: normals have no part in it
         stationarity = max(0.0, float(size * image.abs().max() / growth) - 1)
@@ -200,63 +177,12 @@ class _Problem:
         lam = lam * self.flow.potential.horizon(self.theta) ** 2 / growth
         return self._report(residual, stationarity, complementarity, lam, xi)
 
-    def _solve(
-        self, solve: Callable[[Array], Array], scale: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """λ, ν, ξ of the convex problem that ``solve`` solves over a cone in scaled unknowns.
-
-        Where two layers of one sample are on kinks, the sign of the signal below can depend on ξ
-        above. A first solution with room for both signs decides it; should another sign be better,
-        the residual is a bound from above.
-        """
-        count, constant = len(self.samples), self.full[:, len(self.samples) :].abs().sum(1) == 0
-        sign = torch.where(constant, torch.sign(self.full[:, :count].sum(1)), 0.0)
-        if not bool(constant.all()):
-            first = torch.from_numpy(solve(self._cone(sign, scale))) / scale
-            sign = torch.where(constant, sign, torch.where(self.full @ first < 0, -1.0, 1.0))
-        u = torch.from_numpy(solve(self._cone(sign, scale))) / scale
-        return self._recover(u)
-
-    def _cone(self, sign: Tensor, scale: Tensor) -> Array:
-        """Rows whose product with the scaled unknowns must not be negative, of unit length."""
-        count, size = len(self.samples), len(self.kinks)
-        positive = torch.eye(count + size, dtype=self.theta.dtype)
-        own, full = positive[count:], self.full
-        both = sign == 0
-        signed = torch.where(both, 1.0, sign)[:, None]
-        room = torch.where(both[:, None], self._room(), signed * full)
-        low = torch.where(both[:, None], own + room, signed * own)
-        rows = torch.cat([positive[:count], low, room - signed * own]) / scale
-        return (rows / rows.norm(dim=1, keepdim=True)).numpy()
-
-    def _room(self) -> Tensor:
-        """A bound of |ν| that is linear in λ alone, (S, M + S)."""
-        count = len(self.samples)
-        bound = self.full[:, :count].abs()
-        for _ in range(int(self.kinks.layer.max()) if len(self.kinks) else 0):
-            bound = self.full[:, :count].abs() + self.full[:, count:].abs() @ bound
-        return torch.cat([bound, torch.zeros_like(self.full[:, count:])], 1)
-
-    def _recover(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """λ and ξ within their bounds to the last bit, from the top down, and the ν they make."""
-        count = len(self.samples)
-        u = u.clone()
-        u[:count] = u[:count].clamp(min=0)
-        xi = torch.zeros_like(u[count:])
-        for layer in sorted(set(self.kinks.layer.tolist()), reverse=True):
-            here = self.kinks.layer == layer
-            full = (self.full @ u)[here]
-            ratio = u[count:][here] / torch.where(full == 0, 1.0, full)
-            xi[here] = torch.where(full == 0, 0.0, ratio.clamp(0, 1))
-            u[count:][here] = xi[here] * full
-        return u[:count], u[count:], xi
-
     def _report(
         self, residual: float, stationarity: float, complementarity: float, lam: Tensor, xi: Tensor
     ) -> KKT:
         multipliers = torch.zeros_like(self.margins)
         multipliers[self.samples] = lam
-        return KKT(residual, stationarity, complementarity, multipliers, xi, self.kinks)
+        return KKT(residual, stationarity, complementarity, multipliers, xi, self.clarke.kinks)
 
 
 def _normalised(flow: MirrorFlow, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -278,47 +204,3 @@ def _normalised(flow: MirrorFlow, theta: Tensor, x: Tensor, y: Tensor) -> Tensor
     fine = bool(torch.isclose(ratios[0], ratios[1], rtol=1e-6))
     require(fine, "potential", "have a multiple of ‖·‖_α as its horizon", potential)
     return theta / smallest_margin ** (1 / flow.network.degree)
-
-
-def _on_kink(flow: MirrorFlow, pre: list[Tensor], samples: Tensor, tolerance: float) -> Pairs:
-    """Pairs of the samples whose pre-activation is zero to a fraction of their unit's largest."""
-    found = Pairs.none(samples.device)
-    for layer, value in enumerate(pre):
-        off, on = flow.network.slopes[layer]
-        largest = value.abs().amax(0)
-        near = value[samples].abs() <= tolerance * largest
-        if off == 0:
-            near &= largest > 0
-        row, unit = torch.nonzero(near & (on != off), as_tuple=True)
-        found = found + Pairs(torch.full_like(row, layer), unit, samples[row])
-    return found
-
-
-def _through(
-    flow: MirrorFlow, theta: Tensor, x: Tensor, kinks: Pairs, pattern: list[Tensor], m: Tensor
-) -> Tensor:
-    """(S, S): what ν of a pair adds to the full ν of one below it for the same sample.
-
-    Switching the lower pair on adds to the normal of the upper one a multiple of its own.
-    """
-    found = m.new_zeros(len(kinks), len(kinks))
-    same = kinks.sample[:, None] == kinks.sample[None]
-    below, above = torch.nonzero(same & (kinks.layer[:, None] < kinks.layer[None]), as_tuple=True)
-    for low, high in zip(below.split(CHUNK), above.split(CHUNK), strict=True):
-        switched = [on[high].clone() for on in pattern]
-        for layer, on in enumerate(switched):
-            here = torch.nonzero(kinks.layer[low] == layer)[:, 0]
-            on[here, kinks.unit[low][here]] = True
-        gain = pair_normals(flow.network, theta, x, kinks[high], switched) - m[high]
-        size = m[low].square().sum(1)
-        part = (gain * m[low]).sum(1) / size.clamp(min=1e-300)
-        # Round-off where the two units are not connected.
-        noise = 1e-13 * m[high].norm(dim=1) / size.sqrt().clamp(min=1e-150)
-        found[low, high] = torch.where(part.abs() > noise, part, 0.0)
-    return found
-
-
-def _jump(flow: MirrorFlow, kinks: Pairs) -> Tensor:
-    """Slope on − slope off of each pair."""
-    slopes = [flow.network.slopes[layer] for layer in kinks.layer.tolist()]
-    return torch.tensor([on - off for off, on in slopes], dtype=torch.float64)

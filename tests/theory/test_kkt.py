@@ -239,8 +239,8 @@ def test_kinks_in_two_layers():
     flow = mo.MirrorFlow(flow.network, data, mo.Euclidean())
     theta = theta / float(flow.margins(theta)[0].abs()) ** (1 / 3)
     problem = _Problem.at(flow, theta, True, 1e-9)
-    theta = problem.theta
-    assert sorted(zip(*problem.kinks.lists(), strict=True)) == [
+    theta, clarke = problem.theta, problem.clarke
+    assert sorted(zip(*clarke.kinks.lists(), strict=True)) == [
         (0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 3, 0),
     ]  # fmt: skip
     generator = torch.Generator().manual_seed(0)
@@ -250,21 +250,21 @@ def test_kinks_in_two_layers():
         place = int(torch.nonzero(problem.samples == 0))
         u[place] = 2.5
         for layer in (1, 0):
-            here = torch.nonzero(problem.kinks.layer == layer)[:, 0]
-            u[len(problem.samples) + here] = xi[here] * (problem.full @ u)[here]
-        made = u @ torch.cat([problem.gradients, problem.normals])
+            here = torch.nonzero(clarke.kinks.layer == layer)[:, 0]
+            u[len(problem.samples) + here] = xi[here] * (clarke.full @ u)[here]
+        made = u @ clarke.columns
         variable = theta.clone().requires_grad_()
         parts = flow.network.unflatten(variable)
         post = x
         for layer in (0, 1):
             pre = parts[f"W{layer + 1}"] @ post
             slope = (pre > 1e-9).double()
-            for index in torch.nonzero(problem.kinks.layer == layer)[:, 0].tolist():
-                slope[problem.kinks.unit[index]] = xi[index]
+            for index in torch.nonzero(clarke.kinks.layer == layer)[:, 0].tolist():
+                slope[clarke.kinks.unit[index]] = xi[index]
             post = pre * slope
         (2.5 * data.y[0] * 0.25 * (parts["W3"] @ post)).sum().backward()
         torch.testing.assert_close(made, variable.grad, rtol=1e-9, atol=1e-9)
-        *_, back = problem._recover(u)
+        *_, back = clarke.recover(u)
         torch.testing.assert_close(back, xi, rtol=1e-9, atol=1e-9)
     found = mo.kkt(flow, theta)
     _, rows, margins = vertices(flow, theta, found.kinks)
