@@ -37,7 +37,7 @@ _HOME = {
     "q_margin": "mirrorode.theory.margins",
     "soft_q_margin": "mirrorode.theory.margins",
     "Verdict": "mirrorode.theory.verdicts",
-    "verify": "mirrorode.theory.verdicts",
+    "verify": "mirrorode.theory.verify",
 }
 
 __all__ = sorted(_HOME)
@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     from mirrorode.theory.margins import q_margin as q_margin
     from mirrorode.theory.margins import soft_q_margin as soft_q_margin
     from mirrorode.theory.verdicts import Verdict as Verdict
-    from mirrorode.theory.verdicts import verify as verify
+    from mirrorode.theory.verify import verify as verify
 
 
 def __getattr__(name: str) -> Any:

@@ -17,7 +17,8 @@ from mirrorode.flow.solve import solve
 from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
 from mirrorode.problem.errors import require
-from mirrorode.theory.verdicts import Verdicts, verify
+from mirrorode.theory.verdicts import Verdicts
+from mirrorode.theory.verify import verify
 
 FIGURES = Path("figures")
 

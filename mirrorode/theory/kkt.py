@@ -14,7 +14,7 @@ adds ν_ij times the gradient of its pre-activation, and ν_ij lies between 0 an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from torch import Tensor
 from mirrorode.flow.kinks import Pairs
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem.errors import InputError, require, require_finite
+from mirrorode.theory.approximate import Approximate, approximate
 from mirrorode.theory.cones import Array, nearest, smallest
 from mirrorode.theory.margins import asymptotic_degree
 from mirrorode.theory.subdifferential import ON_KINK, Clarke
@@ -57,6 +58,9 @@ class KKT:
         multipliers: λ, (K,).
         kink_coefficients: ξ, (S,), for the pairs in ``kinks``; of no meaning where λ_i = 0.
         kinks: the pairs (layer, unit, sample) that are on their kink.
+        image: Σ λ_i h_i, (n,), at θ scaled to a smallest margin of 1.
+        paper: the multipliers with which the paper proves Theorem 4.7, at θ of the length it has,
+            and their (ε, δ); None for α < 2.
     """
 
     residual: float
@@ -65,6 +69,8 @@ class KKT:
     multipliers: Tensor
     kink_coefficients: Tensor
     kinks: Pairs
+    image: Tensor
+    paper: Approximate | None
 
     @property
     def support(self) -> Tensor:
@@ -102,7 +108,9 @@ def kkt(flow: MirrorFlow, theta: Tensor, *, clarke: bool = True, on_kink: float 
             degree or a horizon that is not a multiple of ‖·‖_α.
     """
     problem = _Problem.at(flow, theta, clarke, on_kink)
-    return problem.linear() if flow.potential.degree == 1 else problem.quadratic()
+    found = problem.linear() if flow.potential.degree == 1 else problem.quadratic()
+    own = approximate(flow, torch.as_tensor(theta).detach().to(flow.dataset.x)[None])
+    return replace(found, paper=own)
 
 
 @dataclass(frozen=True)
@@ -152,7 +160,8 @@ class _Problem:
         complementarity = float(lam @ weight)
         residual = math.hypot(stationarity, complementarity)
         horizon = (self.flow.potential.horizon(self.theta) / size) ** 2
-        return self._report(residual, stationarity, complementarity, horizon * lam, xi)
+        image = horizon * gradient.norm() * image
+        return self._report(residual, stationarity, complementarity, horizon * lam, xi, image)
 
     def linear(self) -> KKT:
         """φ a multiple of ‖·‖₁: the duality gap, a linear program."""
@@ -174,15 +183,24 @@ class _Problem:
         stationarity = max(0.0, float(size * image.abs().max() / growth) - 1)
         complementarity = float(lam @ (self.margins[self.samples] - 1) / lam.sum())
         residual = max(0.0, float(size * image.abs().max() / (degree * lam.sum())) - 1)
-        lam = lam * self.flow.potential.horizon(self.theta) ** 2 / growth
-        return self._report(residual, stationarity, complementarity, lam, xi)
+        length = self.flow.potential.horizon(self.theta) ** 2 / growth
+        return self._report(
+            residual, stationarity, complementarity, length * lam, xi, length * image
+        )
 
     def _report(
-        self, residual: float, stationarity: float, complementarity: float, lam: Tensor, xi: Tensor
+        self,
+        residual: float,
+        stationarity: float,
+        complementarity: float,
+        lam: Tensor,
+        xi: Tensor,
+        image: Tensor,
     ) -> KKT:
         multipliers = torch.zeros_like(self.margins)
         multipliers[self.samples] = lam
-        return KKT(residual, stationarity, complementarity, multipliers, xi, self.clarke.kinks)
+        kinks = self.clarke.kinks
+        return KKT(residual, stationarity, complementarity, multipliers, xi, kinks, image, None)
 
 
 def _normalised(flow: MirrorFlow, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:

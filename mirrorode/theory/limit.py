@@ -1,0 +1,169 @@
+"""Statements about where the direction tends to: Theorems 4.7 and 4.9, Corollaries 4.8 and I.1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.problem.errors import InputError
+from mirrorode.problem.networks import MLP
+from mirrorode.theory.kkt import KKT, kkt
+from mirrorode.theory.points import Path
+from mirrorode.theory.verdicts import NEVER_LATE, NO_DEGREE, Verdict
+
+NEAR = 1e-2  # relative distance from a limit that counts as being there
+DECADES = (1.0, 10.0, 1e2, 1e3, 1e5, 1e7, 1e9)  # of log(1/𝓛) at which certificates are made
+INACTIVE = 1e-3  # share of the largest weight below which one counts as zero
+
+
+@dataclass(frozen=True)
+class Certificates:
+    """KKT certificates along a trajectory: at ``points`` of it, or why there are none."""
+
+    points: tuple[int, ...]
+    found: tuple[KKT, ...]
+    missing: str = ""
+
+    @classmethod
+    def along(cls, path: Path) -> Certificates:
+        """At the saved points nearest to the decades of log(1/𝓛), and at the last one."""
+        if path.alpha is None:
+            return cls((), (), NO_DEGREE)
+        if len(path.late) == 0:
+            return cls((), (), NEVER_LATE)
+        loss = path.loss[path.late].log()
+        near = [int((loss - math.log(it)).abs().argmin()) for it in DECADES]
+        points = tuple(path.late[sorted({*near, len(path.late) - 1})].tolist())
+        try:
+            found = tuple(kkt(path.flow, path.points.theta[point]) for point in points)
+        except InputError as error:
+            return cls((), (), str(error))
+        return cls(points, found)
+
+
+def stationarity(path: Path, certificates: Certificates) -> Verdict:
+    """Theorem 4.7 and Corollary 4.8."""
+    name = "Thm 4.7, Cor. 4.8: the direction tends to a KKT point of min ½φ², q_i ≥ 1"
+    if certificates.missing:
+        return Verdict.not_applicable(name, certificates.missing)
+    loss = path.loss[list(certificates.points)].tolist()
+    residual = [it.residual for it in certificates.found]
+    shown = ", ".join(f"{r:.1e} at {v:.1g}" for r, v in zip(residual, loss, strict=True))
+    detail = f"relative residual {shown}"
+    rate, at = decay(loss, residual)
+    if residual[-1] > NEAR and len(residual) > 2 and loss[-1] > 1e3 and not rate < 0:
+        return Verdict.judged(name, NEAR - residual[-1], detail + "; it does not fall")
+    when = f"{NEAR:g} expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
+    return Verdict.eventual(name, NEAR - residual[-1], detail, when)
+
+
+def decay(loss: list[float], value: list[float]) -> tuple[float, float]:
+    """The power of ℓ with which the last three values fall, and the ℓ at which it makes 1e-2."""
+    if len(loss) < 2:
+        return math.nan, math.inf
+    x, y = np.log(loss[-3:]), np.log(np.maximum(value[-3:], 1e-300))
+    rate = float(np.polyfit(x, y, 1)[0])
+    if not rate < 0:
+        return rate, math.inf
+    power = x[-1] + (math.log(NEAR) - y[-1]) / rate
+    return rate, math.exp(power) if power < 700 else math.inf
+
+
+def inactive(path: Path, certificates: Certificates) -> Verdict:
+    """What Corollary 4.8 needs of Σ λ_i h_i where θ vanishes, and its proof does not give.
+
+    With g = Σ λ_i h_i and c = ⟨θ, g⟩/‖θ‖₁, |g_k| ≤ c on the coordinates that vanish in the limit.
+    """
+    name = "Cor. 4.8, open: |g_k| ≤ c where θ_k vanishes"
+    if certificates.missing:
+        return Verdict.not_applicable(name, certificates.missing)
+    if path.alpha != 1:
+        return Verdict.not_applicable(name, "∂½φ² is a gradient for α > 1")
+    last = certificates.points[-1]
+    theta = path.points.theta[last].double().cpu()
+    zero = theta.abs() <= INACTIVE * theta.abs().amax()
+    if not bool(zero.any()):
+        return Verdict.eventual(name, -1.0, "no weight is below 1e-3 of the largest", "later")
+    ratios = {
+        "best multipliers": _ratio(theta, certificates.found[-1].image, zero),
+        "weights of the flow": _ratio(theta, path.points.field[last].double().cpu(), zero),
+        "z": _ratio(theta, path.trajectory.dual[last].double().cpu(), zero),
+    }
+    shown = ", ".join(f"{value:.4f} ({name})" for name, value in ratios.items())
+    detail = f"largest |g_k|/c over {int(zero.sum())} of {len(theta)} coordinates: {shown}"
+    slack = 1 + NEAR - ratios["best multipliers"]
+    return Verdict.eventual(name, slack, detail, "the direction is not near its limit")
+
+
+def _ratio(theta: Tensor, image: Tensor, zero: Tensor) -> float:
+    """max |g_k| over the coordinates ``zero``, over c."""
+    return float(image[zero].abs().amax() * theta.abs().sum() / (theta @ image))
+
+
+@dataclass(frozen=True)
+class Features:
+    """The neurons of a two-layer network at a direction, as Theorem 4.9 sees them.
+
+    Attributes:
+        objective: 2 Σ |ã_j|^{α/2} over ‖θ‖_α^α; 1 where every neuron is balanced.
+        unbalanced: the largest ||a_j|^α − ‖w_j‖_α^α| over the largest of |a_j|^α + ‖w_j‖_α^α.
+        active: participation ratio (Σ s_j)²/Σ s_j² of the sizes s_j = |a_j|‖w_j‖₂.
+        counted: how many sizes are above 1e-3 of the largest.
+    """
+
+    objective: float
+    unbalanced: float
+    active: float
+    counted: int
+
+
+def features(flow: MirrorFlow, theta: Tensor) -> Features:
+    """The balance and the number of active neurons of an `MLP` with one hidden layer at θ (n,).
+
+    Raises:
+        InputError: for another network, or a potential without a degree.
+    """
+    layers = flow.network.widths if isinstance(flow.network, MLP) else ()
+    alpha = flow.potential.degree
+    if len(layers) != 3 or layers[-1] != 1:
+        raise InputError(f"`network` must be an MLP with one hidden layer, but is {flow.network}")
+    if alpha is None:
+        raise InputError(f"`potential` must have a degree, but {flow.potential} has none")
+    weights = list(flow.network.unflatten(theta / theta.abs().amax()).values())
+    w, a = weights[0], weights[1][0].abs()
+    incoming = torch.linalg.vector_norm(w, ord=alpha, dim=-1)
+    both = a**alpha + incoming**alpha
+    size = a * w.norm(dim=-1)
+    return Features(
+        float(2 * ((a * incoming) ** (alpha / 2)).sum() / both.sum()),
+        float((a**alpha - incoming**alpha).abs().amax() / both.amax()),
+        float(size.sum() ** 2 / size.square().sum()),
+        int((size > INACTIVE * size.amax()).sum()),
+    )
+
+
+def reformulation(path: Path) -> Verdict:
+    """Theorem 4.9."""
+    name = "Theorem 4.9: φ^α = 2Σ|ã_j|^(α/2) in the limit, as |a_j| = ‖w_j‖_α"
+    if len(path.late) == 0:
+        return Verdict.not_applicable(name, NEVER_LATE)
+    few = path.few(8)
+    try:
+        found = [features(path.flow, path.points.theta[point]) for point in few]
+    except InputError:
+        return Verdict.not_applicable(name, "needs an MLP with one hidden layer, and a degree")
+    gap = [1 - it.objective for it in found]
+    last = found[-1]
+    detail = (
+        f"1 − 2Σ|ã|^(α/2)/‖θ‖_α^α = {gap[-1]:.1e}, largest imbalance {last.unbalanced:.1e}; "
+        f"{last.active:.1f} active neurons by participation, {last.counted} above "
+        f"{INACTIVE:g} of the largest"
+    )
+    rate, at = decay(path.loss[few].tolist(), gap)
+    when = f"expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
+    return Verdict.eventual(name, NEAR - max(gap[-1], last.unbalanced), detail, when)
