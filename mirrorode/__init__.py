@@ -31,11 +31,17 @@ _HOME = {
     "Trajectory": "mirrorode.flow.trajectory",
     "Invariants": "mirrorode.theory.balance",
     "invariants": "mirrorode.theory.balance",
+    "GlobalMargin": "mirrorode.theory.circle",
+    "global_margin": "mirrorode.theory.circle",
+    "MaxMargin": "mirrorode.theory.convex",
+    "frozen_feature_max_margin": "mirrorode.theory.convex",
+    "max_margin": "mirrorode.theory.convex",
     "KKT": "mirrorode.theory.kkt",
     "kkt": "mirrorode.theory.kkt",
     "norm_margin": "mirrorode.theory.margins",
     "q_margin": "mirrorode.theory.margins",
     "soft_q_margin": "mirrorode.theory.margins",
+    "Outcome": "mirrorode.theory.verdicts",
     "Verdict": "mirrorode.theory.verdicts",
     "verify": "mirrorode.theory.verify",
 }
@@ -65,11 +71,17 @@ if TYPE_CHECKING:
     from mirrorode.problem.potentials import SmoothedHomogeneous as SmoothedHomogeneous
     from mirrorode.theory.balance import Invariants as Invariants
     from mirrorode.theory.balance import invariants as invariants
+    from mirrorode.theory.circle import GlobalMargin as GlobalMargin
+    from mirrorode.theory.circle import global_margin as global_margin
+    from mirrorode.theory.convex import MaxMargin as MaxMargin
+    from mirrorode.theory.convex import frozen_feature_max_margin as frozen_feature_max_margin
+    from mirrorode.theory.convex import max_margin as max_margin
     from mirrorode.theory.kkt import KKT as KKT
     from mirrorode.theory.kkt import kkt as kkt
     from mirrorode.theory.margins import norm_margin as norm_margin
     from mirrorode.theory.margins import q_margin as q_margin
     from mirrorode.theory.margins import soft_q_margin as soft_q_margin
+    from mirrorode.theory.verdicts import Outcome as Outcome
     from mirrorode.theory.verdicts import Verdict as Verdict
     from mirrorode.theory.verify import verify as verify
 

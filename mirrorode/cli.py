@@ -40,6 +40,8 @@ class Check:
     """A scenario, or the folder of one run."""
     out: Path = RUNS
     """Where runs are stored."""
+    json: bool = False
+    """Print JSON, every verdict of every run, instead of tables."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,7 @@ def _check(command: Check) -> int:
 
     from mirrorode.experiment import run, scenario, store
     from mirrorode.flow.trajectory import Trajectory
+    from mirrorode.theory.verify import verify
 
     folder = Path(command.target)
     if (folder / "trajectory.npz").is_file():
@@ -158,7 +161,12 @@ def _check(command: Check) -> int:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = kind(**store.stored_configuration(home))
         runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
-    return 0 if run.check(runs, Console()) else 1
+    if not command.json:
+        return 0 if run.check(runs, Console()) else 1
+    verdicts = {name: verify(found) for name, found in runs.items()}
+    rows = {name: found.rows() for name, found in verdicts.items()}
+    print(json.dumps(rows, ensure_ascii=False, indent=1))
+    return 0 if all(found.passed for found in verdicts.values()) else 1
 
 
 def _figures(command: Figures) -> int:

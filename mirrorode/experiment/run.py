@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +18,7 @@ from mirrorode.flow.solve import solve
 from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
 from mirrorode.problem.errors import require
-from mirrorode.theory.verdicts import Verdicts
+from mirrorode.theory.verdicts import Outcome, Verdicts
 from mirrorode.theory.verify import verify
 
 FIGURES = Path("figures")
@@ -140,11 +141,12 @@ def _rich(table: ResultTable) -> Table:
 
 def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
     """Print how the runs ended and the statements over all of them; whether none failed."""
+    if not runs:
+        return True
     ended = Table(title="Runs", box=box.SIMPLE_HEAD)
     for column in ("run", "status", "log(1/loss)", "log t", "steps", "evals", "slides"):
         left = column in ("run", "status")
         ended.add_column(column, justify="left" if left else "right", no_wrap=True)
-    verdicts: list[Verdicts] = []
     for name, found in runs.items():
         stats = found.stats
         ended.add_row(
@@ -152,19 +154,18 @@ def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
             f"{float(found.log_time[-1]):.8g}", str(stats.steps), str(stats.evaluations),
             str(stats.slides),
         )  # fmt: skip
-        verdicts.append(verify(found))
     console.print(ended)
-    console.print(_worst(dict(zip(runs, verdicts, strict=True))).table())
-    return all(found.passed for found in verdicts)
+    verdicts = {name: verify(found) for name, found in runs.items()}
+    console.print(worst(verdicts).table())
+    return all(found.passed for found in verdicts.values())
 
 
-def _worst(verdicts: Mapping[str, Verdicts]) -> Verdicts:
-    """Of each statement, the verdict of the run where it holds by least."""
-    rows = []
+def worst(verdicts: Mapping[str, Verdicts]) -> Verdicts:
+    """Of each statement, the verdict of the run where it holds by least, named in its detail."""
+    order = (Outcome.FAILS, Outcome.NOT_YET, Outcome.HOLDS, Outcome.NOT_APPLICABLE)
+    rows = Verdicts()
     for statement in zip(*verdicts.values(), strict=True):
-        named = list(zip(verdicts, statement, strict=True))
-        run, worst = min(named, key=lambda pair: (pair[1].passed is not False, pair[1].slack))
-        rows.append(
-            type(worst)(worst.statement, worst.passed, worst.slack, f"{run}: {worst.detail}")
-        )
-    return Verdicts(rows)
+        named = zip(verdicts, statement, strict=True)
+        run, least = min(named, key=lambda pair: (order.index(pair[1].outcome), pair[1].slack))
+        rows.append(replace(least, detail=f"{run}: {least.detail}"))
+    return rows

@@ -162,8 +162,9 @@ def angle(path: Path) -> Verdict:
             slack, worst = -left, f"1e{number:g}: bound {bound:.2g}"
     if not judged:
         return Verdict.not_applicable(name, "no decade of log(1/𝓛) has three saved points")
-    end = float(points.misalignment[late[-1]])
-    detail = f"{judged} decades, least at {worst}; β⁻² − 1 is {end:.2g} at the end"
+    known = late[path.loss[late] * WEIGHTS < 1e-2]
+    end = float(points.misalignment[known[-1]])
+    detail = f"{judged} decades, least at {worst}; β⁻² − 1 falls to {end:.2g}"
     return Verdict.judged(name, slack, detail)
 
 

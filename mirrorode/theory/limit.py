@@ -12,7 +12,11 @@ from torch import Tensor
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem.errors import InputError
 from mirrorode.problem.networks import MLP
+from mirrorode.problem.potentials import Euclidean
+from mirrorode.theory.circle import global_margin
+from mirrorode.theory.convex import frozen_feature_max_margin
 from mirrorode.theory.kkt import KKT, kkt
+from mirrorode.theory.margins import norm_margin
 from mirrorode.theory.points import Path
 from mirrorode.theory.verdicts import NEVER_LATE, NO_DEGREE, Verdict
 
@@ -54,12 +58,24 @@ def stationarity(path: Path, certificates: Certificates) -> Verdict:
     loss = path.loss[list(certificates.points)].tolist()
     residual = [it.residual for it in certificates.found]
     shown = ", ".join(f"{r:.1e} at {v:.1g}" for r, v in zip(residual, loss, strict=True))
-    detail = f"relative residual {shown}"
+    detail = f"relative residual {shown}{_of_the_global(path)}"
     rate, at = decay(loss, residual)
     if residual[-1] > NEAR and len(residual) > 2 and loss[-1] > 1e3 and not rate < 0:
         return Verdict.judged(name, NEAR - residual[-1], detail + "; it does not fall")
     when = f"{NEAR:g} expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
     return Verdict.eventual(name, NEAR - residual[-1], detail, when)
+
+
+def _of_the_global(path: Path) -> str:
+    """How much of the globally largest L₂-margin is reached, where that is known."""
+    if not isinstance(path.flow.potential, Euclidean):
+        return ""
+    try:
+        best = global_margin(path.flow).margin
+    except InputError:
+        return ""
+    own = float(norm_margin(path.flow, path.points.theta[-1], 2))
+    return f"; {own / best:.6f} of the globally largest L₂-margin"
 
 
 def decay(loss: list[float], value: list[float]) -> tuple[float, float]:
@@ -91,7 +107,6 @@ def inactive(path: Path, certificates: Certificates) -> Verdict:
         return Verdict.eventual(name, -1.0, "no weight is below 1e-3 of the largest", "later")
     ratios = {
         "best multipliers": _ratio(theta, certificates.found[-1].image, zero),
-        "weights of the flow": _ratio(theta, path.points.field[last].double().cpu(), zero),
         "z": _ratio(theta, path.trajectory.dual[last].double().cpu(), zero),
     }
     shown = ", ".join(f"{value:.4f} ({name})" for name, value in ratios.items())
@@ -103,6 +118,31 @@ def inactive(path: Path, certificates: Certificates) -> Verdict:
 def _ratio(theta: Tensor, image: Tensor, zero: Tensor) -> float:
     """max |g_k| over the coordinates ``zero``, over c."""
     return float(image[zero].abs().amax() * theta.abs().sum() / (theta @ image))
+
+
+def frozen_features(path: Path, certificates: Certificates) -> Verdict:
+    """Corollary I.1 and Lemma I.3: φ(θ/L) against the optimum, both for a smallest margin of 1."""
+    name = "Cor. I.1: θ/L is optimal for the features frozen at the limit"
+    if certificates.missing:
+        return Verdict.not_applicable(name, certificates.missing)
+    assert path.alpha is not None
+    gaps = []
+    points = certificates.points[-3:]
+    for point in points:
+        theta = path.points.theta[point].double().cpu()
+        try:
+            best = frozen_feature_max_margin(path.flow, theta).margin
+        except InputError as error:
+            return Verdict.not_applicable(name, str(error))
+        size = torch.linalg.vector_norm(theta, ord=path.alpha)
+        own = path.degree * float(path.points.q_min[point] ** (1 / path.degree) / size)
+        # The frozen margin is for gradients at θ scaled to a smallest margin of 1.
+        gaps.append(best / own - 1)
+    loss = path.loss[list(points)].tolist()
+    detail = f"relative gap of the margins {gaps[-1]:.1e}"
+    rate, at = decay(loss, [max(gap, 0.0) for gap in gaps])
+    when = f"expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
+    return Verdict.eventual(name, NEAR - gaps[-1], detail, when)
 
 
 @dataclass(frozen=True)

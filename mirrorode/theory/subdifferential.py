@@ -31,12 +31,14 @@ class Clarke:
     The unknowns u = (λ, ν) satisfy λ ≥ 0 and, for every pair, ν_s between 0 and (full·u)_s.
 
     Attributes:
+        samples: which, (M,), in rising order.
         kinks: the pairs.
         gradients: y_i ∂f_i with these pairs off, (M, n).
         normals: gradients of their pre-activations, (S, n).
         full: ν_s at ξ_s = 1 as a linear function of u, (S, M + S).
     """
 
+    samples: Tensor
     kinks: Pairs
     gradients: Tensor
     normals: Tensor
@@ -83,18 +85,29 @@ class Clarke:
         place = torch.searchsorted(samples, kinks.sample)
         own_sample = torch.nn.functional.one_hot(place, len(samples)).to(theta)
         full = torch.cat([signal[:, None] * own_sample, through], 1)
-        return cls(kinks, y[samples, None] * gradient[samples], normals, full)
+        return cls(samples, kinks, y[samples, None] * gradient[samples], normals, full)
 
     @property
     def columns(self) -> Tensor:
         """Gradients and normals, (M + S, n)."""
         return torch.cat([self.gradients, self.normals])
 
+    def elements(self, xi: Tensor) -> Tensor:
+        """h_i with the kink coefficients ξ (S,), as rows (M, n)."""
+        count = len(self.gradients)
+        u = torch.cat([self.gradients.new_ones(count), torch.zeros_like(xi)])
+        for layer in sorted(set(self.kinks.layer.tolist()), reverse=True):
+            here = torch.nonzero(self.kinks.layer == layer)[:, 0]
+            u[count + here] = xi[here] * (self.full @ u)[here]
+        place = torch.searchsorted(self.samples, self.kinks.sample)
+        return self.gradients.index_add(0, place, u[count:, None] * self.normals)
+
     def weighted(self, weights: Tensor) -> Clarke:
         """The one set Σ p_i ∂°q_i for given weights p (M,), as if of one sample."""
         count = len(self.gradients)
         full = torch.cat([(self.full[:, :count] @ weights)[:, None], self.full[:, count:]], 1)
-        return Clarke(self.kinks, (weights @ self.gradients)[None], self.normals, full)
+        total = (weights @ self.gradients)[None]
+        return Clarke(self.samples[:1], self.kinks, total, self.normals, full)
 
     def solve(
         self, minimise: Callable[[Array], Array], scale: Tensor

@@ -9,7 +9,7 @@ from mirrorode.theory import alignment, direction, growth, identities, limit, ra
 from mirrorode.theory.points import Path
 from mirrorode.theory.verdicts import Verdict, Verdicts
 
-POINTWISE: tuple[Callable[[Path], Verdict], ...] = (
+ALONG: tuple[Callable[[Path], Verdict], ...] = (
     identities.fenchel_young,
     identities.layer_balance,
     identities.unit_balance,
@@ -35,6 +35,12 @@ POINTWISE: tuple[Callable[[Path], Verdict], ...] = (
     limit.reformulation,
 )
 
+LIMITS: tuple[Callable[[Path, limit.Certificates], Verdict], ...] = (
+    limit.stationarity,
+    limit.inactive,
+    limit.frozen_features,
+)
+
 
 def verify(trajectory: Trajectory) -> Verdicts:
     """Judge every statement of the paper along ``trajectory``, at its saved points.
@@ -43,7 +49,7 @@ def verify(trajectory: Trajectory) -> Verdicts:
         A list of `Verdict`, always the same statements, that prints as a table.
     """
     path = Path.along(trajectory)
-    found = [statement(path) for statement in POINTWISE]
+    found = [statement(path) for statement in ALONG]
     certificates = limit.Certificates.along(path)
-    found += [statement(path, certificates) for statement in (limit.stationarity, limit.inactive)]
+    found += [statement(path, certificates) for statement in LIMITS]
     return Verdicts(found)
