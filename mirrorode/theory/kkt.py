@@ -133,7 +133,7 @@ class _Problem:
         x, y = (part.double().cpu() for part in (flow.dataset.x, flow.dataset.y))
         theta = _normalised(flow, theta, x, y)
         margins = y * flow.network.output(theta, x)
-        samples = torch.nonzero(margins <= CANDIDATE)[:, 0]
+        samples = torch.nonzero(margins <= CANDIDATE * margins.min())[:, 0]
         sets = Clarke.at(flow, theta, samples, clarke=clarke, on_kink=on_kink)
         return cls(flow, theta, margins, samples, sets)
 
