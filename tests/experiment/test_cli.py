@@ -33,7 +33,8 @@ def test_run_writes_everything(home):
         assert record["status"] == "REACHED"
         assert record["configuration"]["neurons"] == 10
         assert record["versions"]["torch"].startswith("2.")
-        assert all(verdict["passed"] for verdict in record["verdicts"])
+        assert len(record["verdicts"]) == 26
+        assert not any(verdict["outcome"] == "fails" for verdict in record["verdicts"])
         assert record["statistics"]["evaluations"] > 0
 
 
@@ -51,6 +52,11 @@ def test_check_and_figures_integrate_nothing(home, monkeypatch, capsys):
     assert call("check", "fig2") == 0
     assert "Lemma 3.1" in capsys.readouterr().out
     assert call("check", "runs/fig2/p3-seed0") == 0
+    capsys.readouterr()
+    assert call("check", "fig2", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert set(rows) == {"euclidean-seed0", "hyperbolic-seed0", "p3-seed0"}
+    assert {row["outcome"] for row in rows["p3-seed0"]} <= {"holds", "not yet", "not applicable"}
     (home / "figures/fig2.png").unlink()
     assert call("figures") == 0
     assert (home / "figures/fig2.png").is_file()
@@ -65,6 +71,7 @@ def test_check_fails_on_a_tampered_run(home, monkeypatch, tmp_path):
     run = mo.Trajectory.load(home / "runs/fig2/p3-seed0/trajectory.npz")
     replace(run, theta=run.theta * 1.01).save(tmp_path / "trajectory.npz")
     assert call("check", str(tmp_path)) == 1
+    assert call("check", str(tmp_path), "--json") == 1
 
 
 def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
