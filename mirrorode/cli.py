@@ -149,11 +149,10 @@ def _check(command: Check) -> int:
     from rich.console import Console
 
     from mirrorode.experiment import run, scenario, store
-    from mirrorode.flow.trajectory import Trajectory
 
     folder = Path(command.target)
     if (folder / "trajectory.npz").is_file():
-        runs = {folder.name: Trajectory.load(folder / "trajectory.npz")}
+        runs = {folder.name: store.load_run(folder)}
     else:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = kind(**store.stored_configuration(home))
