@@ -151,12 +151,11 @@ def _check(command: Check) -> int:
     from rich.console import Console
 
     from mirrorode.experiment import run, scenario, store
-    from mirrorode.flow.trajectory import Trajectory
     from mirrorode.theory.verify import verify
 
     folder = Path(command.target)
     if (folder / "trajectory.npz").is_file():
-        runs = {folder.name: Trajectory.load(folder / "trajectory.npz")}
+        runs = {folder.name: store.load_run(folder)}
     else:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = kind(**store.stored_configuration(home))

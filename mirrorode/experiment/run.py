@@ -45,7 +45,9 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
                 continue
             found = _integrate(job, progress, task)
             store.save(home / job.name, name, scenario, job, found, verify(found))
-    runs = store.load_runs(home, scenario, jobs)
+    if not jobs:
+        store.save_drawn(home, name, scenario)
+    runs = store.load_runs(home, scenario, scenario.jobs("cpu"))
     written = draw(name, scenario, runs, console)
     passed = check(runs, console)
     tell(written, console)
@@ -142,6 +144,7 @@ def _rich(table: ResultTable) -> Table:
 def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
     """Print how the runs ended and the statements over all of them; whether none failed."""
     if not runs:
+        console.print("No trajectories are integrated here: there is no statement to check.")
         return True
     ended = Table(title="Runs", box=box.SIMPLE_HEAD)
     for column in ("run", "status", "log(1/loss)", "log t", "steps", "evals", "slides"):

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 from zipfile import is_zipfile
 
-from mirrorode.experiment.scenario import Job, Scenario
+from mirrorode.experiment.scenario import Job, Scenario, load
+from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import Trajectory, write_atomically
 from mirrorode.problem.errors import InputError
+from mirrorode.problem.modules import Network
 from mirrorode.theory.verdicts import Verdicts
 
 PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
@@ -49,9 +51,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     run.save(folder / "trajectory.npz")
     record = {
-        "scenario": name,
-        "run": job.name,
-        "configuration": configuration(scenario),
+        **_head(name, job.name, scenario),
         "flow": {
             "network": repr(job.flow.network),
             "dataset": repr(job.flow.dataset),
@@ -59,8 +59,6 @@ def save(
         },
         "until": repr(job.until),
         "rtol": job.rtol,
-        "versions": {package: version(package) for package in PACKAGES}
-        | {"python": platform.python_version()},
         "status": run.status.name,
         "message": run.message,
         "statistics": asdict(run.stats) | {"evaluations": run.stats.evaluations},
@@ -68,6 +66,27 @@ def save(
         "log_inverse_loss": float(run.log_inverse_loss[-1]),
         "verdicts": json.loads(verdicts.to_json()),
     }
+    _write(folder, record)
+
+
+def save_drawn(home: Path, name: str, scenario: Scenario) -> None:
+    """Write what a scenario without trajectories was drawn with, to be drawn again."""
+    folder = home / "drawn"
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(folder, _head(name, "drawn", scenario))
+
+
+def _head(name: str, run: str, scenario: Scenario) -> dict[str, Any]:
+    versions = {package: version(package) for package in PACKAGES}
+    return {
+        "scenario": name,
+        "run": run,
+        "configuration": configuration(scenario),
+        "versions": versions | {"python": platform.python_version()},
+    }
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "run.json", text.encode())
 
@@ -115,4 +134,26 @@ def load_runs(folder: Path, scenario: Scenario, jobs: list[Job]) -> dict[str, Tr
     if missing:
         names = ", ".join(missing)
         raise InputError(f"`NAME` must have all its runs stored, but {names} must be run (again)")
-    return {job.name: Trajectory.load(folder / job.name / "trajectory.npz") for job in jobs}
+    return {
+        job.name: Trajectory.load(folder / job.name / "trajectory.npz", _not_stored(job.flow))
+        for job in jobs
+    }
+
+
+def load_run(folder: Path) -> Trajectory:
+    """The trajectory in one run folder, with the flow of its scenario if it does not hold its own.
+
+    Raises:
+        InputError: if it is damaged, or its scenario does not say which flow it is of.
+    """
+    record, path = _record(folder / "run.json"), folder / "trajectory.npz"
+    if not record.get("flow", {}).get("network", "").startswith("Network("):
+        return Trajectory.load(path)
+    chosen = load(record["scenario"])(**record["configuration"])
+    flows = {job.name: job.flow for job in chosen.jobs("cpu")}
+    return Trajectory.load(path, flows.get(record["run"]))
+
+
+def _not_stored(flow: MirrorFlow) -> MirrorFlow | None:
+    """The flow, if a trajectory file cannot hold it: a module is code."""
+    return flow if isinstance(flow.network, Network) else None
