@@ -19,6 +19,7 @@ from torch import Tensor
 
 import mirrorode as mo
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.paper import POTENTIALS
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
 from mirrorode.problem.errors import require, require_number
 from mirrorode.theory.balance import unit_laws
@@ -30,11 +31,6 @@ if TYPE_CHECKING:
 
 RUN_TIME = "1 min"
 
-POTENTIALS = {
-    "hyperbolic": mo.HyperbolicEntropy(lam=0.1),
-    "euclidean": mo.Euclidean(),
-    "p3": mo.SmoothedHomogeneous(p=3, lam=1.0),
-}
 STARTS = ((1.5, -1.0), (-1.0, 1.2), (-1.5, 1.0), (1.0, -1.2))
 """(w, a), one on each branch; the last two are the first two through the origin."""
 HALF = 2.5

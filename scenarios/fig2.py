@@ -17,6 +17,8 @@ import torch
 
 import mirrorode as mo
 from mirrorode.experiment.figures import TEACHER, colour, label
+from mirrorode.experiment.paper import LOSS as PAPER_LOSS
+from mirrorode.experiment.paper import POTENTIALS
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
 from mirrorode.problem.errors import require_number
 
@@ -27,12 +29,6 @@ if TYPE_CHECKING:
 
 RUN_TIME = "5 min"
 
-PAPER_LOSS = 50 * math.log(10)
-POTENTIALS = {
-    "hyperbolic": mo.HyperbolicEntropy(lam=0.1),
-    "euclidean": mo.Euclidean(),
-    "p3": mo.SmoothedHomogeneous(p=3, lam=1.0),
-}
 OWN = {"hyperbolic": 1, "euclidean": 2, "p3": 3}
 """The k of the L_k-margin that each potential maximises."""
 PAPER = {

@@ -130,8 +130,8 @@ class Reparameterization(Scenario):
             rows.append((_name(problem), name, *(f"{float(it):.1e}" for it in cells)))
         title = (
             "Gradient flow of (u, v) against the flow of the entropy with λ = (u² − v²)²/4, and "
-            "with the paper's λ, four times that: largest relative differences at equal log(1/loss) up to "
-            f"{self.limit:g}"
+            "with the paper's λ, four times that: largest relative differences at equal "
+            f"log(1/loss) up to {self.limit:g}"
         )
         columns = ("problem", "entropy", "θ", "θ/‖θ‖", "t_hyp/t_uv − 2", "drift of u² − v²")
         return [ResultTable(title, columns, tuple(rows))]

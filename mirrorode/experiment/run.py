@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from rich import box
@@ -22,6 +23,7 @@ from mirrorode.theory.verdicts import Outcome, Verdicts
 from mirrorode.theory.verify import verify
 
 FIGURES = Path("figures")
+NUMBER = 24  # characters: longer cells are text, which may take several lines
 
 
 def run(name: str, scenario: Scenario, device: str, out: Path, console: Console) -> bool:
@@ -133,9 +135,11 @@ def tell(written: list[Path], console: Console) -> None:
 
 def _rich(table: ResultTable) -> Table:
     shown = Table(title=table.title, box=box.SIMPLE_HEAD)
-    for column in table.columns:
-        first = column == table.columns[0]
-        shown.add_column(column, justify="left" if first else "right", no_wrap=True)
+    for column, cells in zip(table.columns, zip(*table.rows, strict=True), strict=True):
+        text = max(map(len, cells)) > NUMBER
+        left = text or column == table.columns[0]
+        side: Literal["left", "right"] = "left" if left else "right"
+        shown.add_column(column, justify=side, no_wrap=not text, overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown
