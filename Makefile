@@ -22,9 +22,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports
 
 figures: $(STAMP)
-	$(BIN)/mirrorode run fig1
-	$(BIN)/mirrorode run fig2
-	$(BIN)/mirrorode figures
+	for name in fig1 fig2 statements reparameterization table10; do $(BIN)/mirrorode run $$name || exit 1; done
 
 benchmark: $(STAMP)
 	$(BIN)/python benchmarks/late_phase.py

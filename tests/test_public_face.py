@@ -21,8 +21,8 @@ def test_names():
 def test_readme_example_runs(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
+    names = {"__name__": "readme"}  # a block may go on from those before
     for block in blocks:
-        names = {"__name__": "readme"}
         exec(compile(block, str(README), "exec"), names)
         for name in [name for name in names if name.startswith("test_")]:
             names[name]()
