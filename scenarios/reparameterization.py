@@ -274,11 +274,10 @@ def _losses(axis: Axes, run: mo.Trajectory) -> None:
     """log(1/𝓛) from the start of ``run`` on, evenly up to 2 and logarithmic above."""
     low, high = (float(it) for it in run.log_inverse_loss[[0, -1]])
     axis.set_xscale("symlog", linthresh=2.0, linscale=1.0)
-    ticks = [
-        tick for tick in (-5, -2, 0, 2, 10, 100, 1e3, 1e4, 1e5, 1e6) if low <= tick <= high * 1.01
-    ]
+    ticks = {-5.0: "−5", 0.0: "0", 2.0: "2"} | {10.0**k: f"$10^{{{k}}}$" for k in range(1, 10)}
+    ticks = {tick: text for tick, text in ticks.items() if low <= tick <= high * 1.01}
     axis.set(xlim=(min(low, 0.0) - 0.5, high * 1.5), xlabel=r"$\log(1/\mathcal{L})$")
-    axis.set_xticks(ticks, minor=False)
+    axis.set_xticks(list(ticks), list(ticks.values()))
     axis.minorticks_off()
 
 

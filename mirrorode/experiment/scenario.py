@@ -47,7 +47,8 @@ class ResultTable:
     def to_markdown(self) -> str:
         """As a Markdown table under its title."""
         lines = [self.columns, ("---",) * len(self.columns), *self.rows]
-        body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+        escaped = [[cell.replace("|", r"\|") for cell in cells] for cells in lines]
+        body = "\n".join("| " + " | ".join(cells) + " |" for cells in escaped)
         return f"{self.title}\n\n{body}\n"
 
     def to_csv(self) -> str:
