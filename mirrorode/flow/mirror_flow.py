@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mirrorode.problem.consistency import require_mirror
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.problem.homogeneous import HomogeneousNetwork
@@ -30,7 +31,8 @@ class MirrorFlow:
     """A network, the samples it learns and the potential whose geometry it moves in.
 
     Raises:
-        InputError: if one of the three is of the wrong kind or input dimensions differ.
+        InputError: if one of the three is of the wrong kind, input dimensions differ, or the
+            potential is no mirror potential (`consistency`).
     """
 
     network: HomogeneousNetwork
@@ -50,6 +52,7 @@ class MirrorFlow:
         require(dim == expected, "dataset", f"have inputs of dimension {expected}", dim)
         if isinstance(self.potential, Layerwise):
             object.__setattr__(self, "potential", self.potential.along(self.network))
+        require_mirror(self.potential, self.network.size)
 
     @cached_property
     def symmetries(self) -> Symmetries:

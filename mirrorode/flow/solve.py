@@ -17,7 +17,6 @@ from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.problem.errors import require, require_number
-from mirrorode.problem.layerwise import Layerwise
 
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
@@ -196,7 +195,7 @@ def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
     if run.flow.pairs >= through.MANY:
         return through.start(run, theta0), through.advance
     layout = Layout.of(run.flow.network, theta0)
-    if layout is None or isinstance(run.flow.potential, Layerwise):
+    if layout is None or not run.flow.potential.uniform:
         return integrate.start(run.flow, theta0), integrate.advance
     return two_layer.start(run, theta0, layout), two_layer.advance
 

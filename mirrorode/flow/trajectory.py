@@ -321,7 +321,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def _describe(potential: potentials.SeparablePotential) -> dict[str, Any]:
-    named = vars(potential)
+    named = {name: it for name, it in vars(potential).items() if not name.startswith("_")}
+    named.pop("uniform", None)
     if isinstance(potential, Layerwise):
         named = {"potentials": {name: _describe(one) for name, one in named["potentials"].items()}}
     return {"kind": type(potential).__name__, **named}

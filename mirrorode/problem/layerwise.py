@@ -59,6 +59,11 @@ class Layerwise(SeparablePotential):
         return placed
 
     @property
+    def uniform(self) -> bool:
+        """False: each parameter has its own."""
+        return False
+
+    @property
     def degree(self) -> float | None:
         """The common α; None where the potentials differ in it."""
         degrees = {one.degree for one in self.potentials.values()}

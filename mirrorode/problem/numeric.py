@@ -1,26 +1,30 @@
 """What a potential of one's own leaves out, numerically from the value r(t) alone.
 
 Derivatives are automatic. The inverse of r' is Newton's method in log|t|, where a power is a
-straight line, kept inside a bracket. The term κ̃ of the balance equation is the difference
-t r' − r + r(0) only where that keeps its digits; elsewhere it is ∫₀ᵗ s r''(s) ds, which has nothing
-to cancel.
+straight line, kept inside a bracket; where r is one function for all coordinates, it and 1/r'' are
+tabulated to round-off (`tables`), and looked up. The term κ̃ of the balance equation is the
+difference t r' − r + r(0) only where that keeps its digits; elsewhere it is ∫₀ᵗ s r''(s) ds, which
+has nothing to cancel.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mirrorode.problem.tables import Table
+
 Function = Callable[[Tensor], Tensor]
 
 _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(10)
-_PANELS = 30  # halvings of [0, t]; what is left over is below round-off of t²
+_PANELS = 60  # halvings of [0, t]; what is left over is below round-off of t, and of t²
 _KEPT = 0.05  # share of the largest term that a difference must be, to be taken
-_AT_ONCE = 1 << 11  # coordinates whose integrals are formed together, of 300 points each
+_AT_ONCE = 1 << 20  # points of integrals that are evaluated together
 _LARGEST = 700.0  # of |log|t||
 _ITERATIONS = 200
 _CLOSE = 1e-8  # of the last step but one: Newton squares it
@@ -52,7 +56,7 @@ def inverse_gradient(value: Function, dual: Tensor) -> Tensor:
 
     With t = ±e^u and Δ = |r'(t) − r'(0)|, the equation is log Δ(u) = log|z − r'(0)|.
     """
-    zero, _ = derivatives(value, dual.new_zeros(1))
+    zero, _ = derivatives(value, torch.zeros_like(dual))
     gap = dual - zero
     side, target = torch.sign(gap), torch.log(gap.abs())
     u = torch.zeros_like(dual)
@@ -77,27 +81,93 @@ def inverse_gradient(value: Function, dual: Tensor) -> Tensor:
     return torch.where(side == 0, torch.zeros_like(dual), torch.where(fine, polished, theta))
 
 
+@dataclass(frozen=True)
+class Tables:
+    """The inverse of r' and 1/r'' of one function r, looked up.
+
+    Attributes:
+        zero: r'(0).
+        at_zero: 1/r''(0).
+        inverse: |t| of z − r'(0).
+        metric: 1/r'' of t.
+    """
+
+    zero: float
+    at_zero: float
+    inverse: Table
+    metric: Table
+
+    @classmethod
+    def of(cls, value: Function) -> Tables:
+        """Tabulate r."""
+        none = torch.zeros(1, dtype=torch.float64)
+        slope, bend = derivatives(value, none)[0], curvature(value, none)
+        octaves = torch.exp2(torch.arange(-1000.0, 1000.0, dtype=torch.float64))
+        sides = torch.stack([octaves, -octaves])
+        risen, bends = derivatives(value, sides)
+        risen = (risen - slope).abs()
+        fine = torch.isfinite(risen) & torch.isfinite(bends) & (risen > 0) & (bends > 0)
+        # Outside of these Newton would look for what is not there.
+        low = torch.where(fine, risen, torch.inf).amin(1)
+        high = torch.where(fine, risen, 0.0).amax(1)
+
+        def size(gap: Tensor) -> Tensor:
+            side = 0 if bool(gap.flatten()[0] > 0) else 1
+            inside = (gap.abs() >= low[side]) & (gap.abs() <= high[side])
+            found = torch.full_like(gap, torch.nan)
+            found[inside] = inverse_gradient(value, slope + gap[inside]).abs()
+            return found
+
+        def metric(theta: Tensor) -> Tensor:
+            return 1 / curvature(value, theta)
+
+        return cls(float(slope), float(1 / bend), Table.of(size), Table.of(metric))
+
+    def primal(self, dual: Tensor) -> tuple[Tensor, Tensor]:
+        """t with r'(t) = z, and where it is known."""
+        gap = dual - self.zero
+        size, known = self.inverse(gap)
+        none = gap == 0
+        return torch.where(none, 0.0, torch.copysign(size, gap)), known | none
+
+    def inverse_hessian(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """1/r''(t), and where it is known."""
+        found, known = self.metric(theta)
+        none = theta == 0
+        return torch.where(none, self.at_zero, found), known | none
+
+    def to(self, device: torch.device) -> Tables:
+        """The same on a device."""
+        return Tables(self.zero, self.at_zero, self.inverse.to(device), self.metric.to(device))
+
+
 def balance_term(value: Function, theta: Tensor) -> Tensor:
     """κ̃(θ) = θ r'(θ) − r(θ) + r(0), elementwise, to a few units of round-off."""
-    flat = theta.detach().reshape(-1)
-    slope, _ = derivatives(value, flat)
+    theta = theta.detach()
+    slope, _ = derivatives(value, theta)
     with torch.no_grad():
-        here, there = value(flat), value(torch.zeros_like(flat))
-    found = flat * slope - here + there
-    size = torch.maximum((flat * slope).abs(), torch.maximum(here.abs(), there.abs()))
-    lost = torch.nonzero(~(found > _KEPT * size) & (flat != 0))[:, 0]
-    for part in lost.split(_AT_ONCE):
-        found[part] = _integral(value, flat[part])
-    return torch.where(flat == 0, 0.0, found).reshape(theta.shape)
+        here, there = value(theta), value(torch.zeros_like(theta))
+    found = theta * slope - here + there
+    size = torch.maximum((theta * slope).abs(), torch.maximum(here.abs(), there.abs()))
+    lost = ~(found > _KEPT * size) & (theta != 0)
+    if bool(lost.any()):
+        # Rows with something lost, whole: r may be another function for each coordinate.
+        rows = lost.reshape(-1, lost.shape[-1]).any(-1).reshape(lost.shape[:-1])
+        found[rows] = torch.where(lost[rows], _integral(value, theta[rows]), found[rows])
+    return torch.where(theta == 0, 0.0, found)
 
 
 def _integral(value: Function, theta: Tensor) -> Tensor:
     """∫₀ᵗ s r''(s) ds = t² ∫₀¹ u r''(ut) du over panels, each as far from 0 as it is long."""
     ends = 2.0 ** -np.arange(1, _PANELS + 1)[:, None]
     share = theta.new_tensor((ends * (1.5 + 0.5 * _POINTS)).reshape(-1))
-    weight = theta.new_tensor((0.5 * ends * _WEIGHTS).reshape(-1))
-    _, curvature = derivatives(value, theta[:, None] * share)
-    return theta * (theta * (curvature @ (weight * share)))
+    weight = theta.new_tensor((0.5 * ends * _WEIGHTS).reshape(-1)) * share
+    total = torch.zeros_like(theta)
+    together = max(1, _AT_ONCE // max(1, theta.numel()))
+    for some, heavy in zip(share.split(together), weight.split(together), strict=True):
+        _, bend = derivatives(value, some.reshape(-1, *[1] * theta.ndim) * theta)
+        total += torch.tensordot(heavy, bend, 1)
+    return theta * (theta * total)
 
 
 def horizon(terms: Function, degree: float, theta: Tensor, eta: float = 1e-9) -> Tensor:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -51,7 +52,12 @@ class SeparablePotential(ABC):
 
     def inverse_gradient(self, dual: Tensor) -> Tensor:
         """The primal parameter θ with r'(θ) = z, elementwise."""
-        return numeric.inverse_gradient(self.value, dual)
+        if self._tables is None:
+            return numeric.inverse_gradient(self.value, dual)
+        found, known = self._tables.to(dual.device).primal(dual)
+        if bool(known.all()):
+            return found
+        return torch.where(known, found, numeric.inverse_gradient(self.value, dual))
 
     def balance_term(self, theta: Tensor) -> Tensor:
         """κ̃(θ) = θ r'(θ) − r(θ) + r(0) ≥ 0, the term that Lemma 3.1 conserves, elementwise."""
@@ -59,7 +65,12 @@ class SeparablePotential(ABC):
 
     def inverse_hessian(self, theta: Tensor) -> Tensor:
         """1 / r''(θ), elementwise; +inf where r'' vanishes."""
-        return 1 / numeric.curvature(self.value, theta)
+        if self._tables is None:
+            return 1 / numeric.curvature(self.value, theta)
+        found, known = self._tables.to(theta.device).inverse_hessian(theta)
+        if bool(known.all()):
+            return found
+        return torch.where(known, found, 1 / numeric.curvature(self.value, theta))
 
     def horizon(self, theta: Tensor) -> Tensor:
         """φ(θ) = lim η (αQ(∇R(θ/η)))^{1/α} as η → 0 (Theorem 4.7), over the last dimension.
@@ -74,7 +85,23 @@ class SeparablePotential(ABC):
     @property
     def conjugate_at_zero(self) -> float | Tensor:
         """r*(0) = −r(0), what `balance_term` leaves out of the conjugate of a coordinate."""
-        return -float(self.value(torch.zeros(1, dtype=torch.float64)))
+        found = -self.value(torch.zeros(1, dtype=torch.float64))
+        return found if found.numel() > 1 else float(found)
+
+    @cached_property
+    def uniform(self) -> bool:
+        """Whether r is one function for all coordinates, not one with parameters (n,)."""
+        try:
+            shapes = [
+                self.value(torch.ones(it, dtype=torch.float64)).shape for it in ((1,), (3, 2))
+            ]
+        except (RuntimeError, IndexError, ValueError):
+            return False
+        return shapes == [(1,), (3, 2)]
+
+    @cached_property
+    def _tables(self) -> numeric.Tables | None:
+        return numeric.Tables.of(self.value) if self.uniform else None
 
     def conjugate(self, dual: Tensor) -> Tensor:
         """The convex conjugate r*(z) (Definition 2.4), elementwise; Q is the sum."""
