@@ -12,6 +12,10 @@ _HOME = {
     "Dataset": "mirrorode.problem.datasets",
     "teacher_student": "mirrorode.problem.datasets",
     "InputError": "mirrorode.problem.errors",
+    "Cosh": "mirrorode.problem.geometries",
+    "Power": "mirrorode.problem.geometries",
+    "Scaled": "mirrorode.problem.geometries",
+    "for_width": "mirrorode.problem.geometries",
     "Layerwise": "mirrorode.problem.layerwise",
     "Network": "mirrorode.problem.modules",
     "MLP": "mirrorode.problem.networks",
@@ -29,6 +33,7 @@ _HOME = {
     "Stats": "mirrorode.flow.trajectory",
     "Status": "mirrorode.flow.trajectory",
     "Trajectory": "mirrorode.flow.trajectory",
+    "audit": "mirrorode.theory.audit",
     "Invariants": "mirrorode.theory.balance",
     "invariants": "mirrorode.theory.balance",
     "GlobalMargin": "mirrorode.theory.circle",
@@ -61,6 +66,10 @@ if TYPE_CHECKING:
     from mirrorode.problem.datasets import Dataset as Dataset
     from mirrorode.problem.datasets import teacher_student as teacher_student
     from mirrorode.problem.errors import InputError as InputError
+    from mirrorode.problem.geometries import Cosh as Cosh
+    from mirrorode.problem.geometries import Power as Power
+    from mirrorode.problem.geometries import Scaled as Scaled
+    from mirrorode.problem.geometries import for_width as for_width
     from mirrorode.problem.layerwise import Layerwise as Layerwise
     from mirrorode.problem.modules import Network as Network
     from mirrorode.problem.networks import MLP as MLP
@@ -69,6 +78,7 @@ if TYPE_CHECKING:
     from mirrorode.problem.potentials import HyperbolicEntropy as HyperbolicEntropy
     from mirrorode.problem.potentials import SeparablePotential as SeparablePotential
     from mirrorode.problem.potentials import SmoothedHomogeneous as SmoothedHomogeneous
+    from mirrorode.theory.audit import audit as audit
     from mirrorode.theory.balance import Invariants as Invariants
     from mirrorode.theory.balance import invariants as invariants
     from mirrorode.theory.circle import GlobalMargin as GlobalMargin

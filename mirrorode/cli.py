@@ -158,7 +158,7 @@ def _check(command: Check) -> int:
         runs = {folder.name: store.load_run(folder)}
     else:
         kind, home = scenario.load(command.target), command.out / command.target
-        chosen = kind(**store.stored_configuration(home))
+        chosen = store.configured(kind, home)
         runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
     if not command.json:
         return 0 if run.check(runs, Console()) else 1
@@ -183,7 +183,7 @@ def _figures(command: Figures) -> int:
     store.writable(run.FIGURES)
     for name in names:
         kind, home = scenario.load(name), command.out / name
-        chosen = kind(**store.stored_configuration(home))
+        chosen = store.configured(kind, home)
         runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
         run.tell(run.draw(name, chosen, runs, Console()), Console())
     return 0

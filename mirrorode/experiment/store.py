@@ -124,6 +124,19 @@ def stored_configuration(folder: Path) -> dict[str, Any]:
     raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
 
 
+def configured(kind: type[Scenario], folder: Path) -> Scenario:
+    """A scenario as the last run below ``folder`` was made.
+
+    Raises:
+        InputError: if there is none, or it is one of another version.
+    """
+    try:
+        return kind(**stored_configuration(folder))
+    except TypeError:
+        sentence = f"`NAME` must have runs of this version, but those in {folder} have other fields"
+        raise InputError(sentence) from None
+
+
 def load_runs(folder: Path, scenario: Scenario, jobs: list[Job]) -> dict[str, Trajectory]:
     """The stored trajectories of ``jobs`` by name.
 
@@ -147,9 +160,15 @@ def load_run(folder: Path) -> Trajectory:
         InputError: if it is damaged, or its scenario does not say which flow it is of.
     """
     record, path = _record(folder / "run.json"), folder / "trajectory.npz"
-    if not record.get("flow", {}).get("network", "").startswith("Network("):
+    flow = record.get("flow")
+    described = flow.get("network", "") if isinstance(flow, dict) else ""
+    if not str(described).startswith("Network("):
         return Trajectory.load(path)
-    chosen = load(record["scenario"])(**record["configuration"])
+    try:
+        chosen = load(record["scenario"])(**record["configuration"])
+    except (LookupError, TypeError):
+        sentence = f"`NAME` must have a run.json of this version, but {folder} has another"
+        raise InputError(sentence) from None
     flows = {job.name: job.flow for job in chosen.jobs("cpu")}
     return Trajectory.load(path, flows.get(record["run"]))
 

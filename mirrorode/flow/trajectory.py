@@ -18,13 +18,10 @@ from torch import Tensor
 
 from mirrorode.flow import balance
 from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.description import describe, describe_network, rebuild, rebuild_network
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.problem import potentials
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
-from mirrorode.problem.homogeneous import HomogeneousNetwork
-from mirrorode.problem.layerwise import Layerwise
-from mirrorode.problem.networks import MLP, DiagonalLinear
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -248,8 +245,8 @@ class Trajectory:
             "stats": asdict(self.stats),
             "balanced": self.balanced,
             "events": [list(asdict(event).values()) for event in self.events],
-            "network": _describe_network(self.flow.network),
-            "potential": _describe(self.flow.potential),
+            "network": describe_network(self.flow.network),
+            "potential": describe(self.flow.potential),
         }
         names = ("log_time", "log_inverse_loss", "theta", "dual", "dissipated")
         arrays = {name: getattr(self, name).cpu().numpy() for name in names}
@@ -282,15 +279,22 @@ class Trajectory:
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = dict(file)
-            head = json.loads(str(arrays.pop("head")))
-        except (ValueError, KeyError, TypeError, EOFError, OSError, BadZipFile):
+            return cls._of(arrays, json.loads(str(arrays.pop("head"))), flow)
+        except InputError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, BadZipFile):
             sentence = f"`path` must be a stored trajectory, but {path} cannot be read as one"
             raise InputError(sentence) from None
+
+    @classmethod
+    def _of(
+        cls, arrays: dict[str, Any], head: dict[str, Any], flow: MirrorFlow | None
+    ) -> Trajectory:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         if flow is None:
             data = Dataset(tensors["x"], tensors["y"], tensors.get("teacher"))
-            network = _rebuild_network(head["network"])
-            flow = MirrorFlow(network, data, _rebuild(head["potential"]))
+            network = rebuild_network(head["network"])
+            flow = MirrorFlow(network, data, rebuild(head["potential"]))
         steps = tuple(
             DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed), float(lost))
             for duals, h, log_time, loss, rate, prescribed, lost in zip(
@@ -318,35 +322,3 @@ def write_atomically(path: Path, content: bytes) -> None:
     partial = path.with_name(path.name + ".partial")
     partial.write_bytes(content)
     partial.replace(path)
-
-
-def _describe(potential: potentials.SeparablePotential) -> dict[str, Any]:
-    named = {name: it for name, it in vars(potential).items() if not name.startswith("_")}
-    named.pop("uniform", None)
-    if isinstance(potential, Layerwise):
-        named = {"potentials": {name: _describe(one) for name, one in named["potentials"].items()}}
-    return {"kind": type(potential).__name__, **named}
-
-
-def _rebuild(description: dict[str, Any]) -> potentials.SeparablePotential:
-    name = description.pop("kind")
-    if name == "Layerwise":
-        parts = description["potentials"].items()
-        return Layerwise({parameter: _rebuild(one) for parameter, one in parts})
-    kind = getattr(potentials, name, None)
-    if kind is None:
-        raise InputError("`flow` must be given to load a trajectory of a potential of one's own")
-    return kind(**description)
-
-
-def _describe_network(network: HomogeneousNetwork) -> dict[str, Any]:
-    named = asdict(network) if isinstance(network, MLP | DiagonalLinear) else {}
-    return {"kind": type(network).__name__, **named}
-
-
-def _rebuild_network(description: dict[str, Any]) -> HomogeneousNetwork:
-    kinds = {kind.__name__: kind for kind in (MLP, DiagonalLinear)}
-    kind = kinds.get(description.pop("kind", "MLP"))
-    if kind is None:
-        raise InputError("`flow` must be given to load a trajectory of a network made of a module")
-    return kind(**description)

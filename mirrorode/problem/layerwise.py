@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.problem.errors import InputError, require
+from mirrorode.problem.geometries import for_width
 from mirrorode.problem.homogeneous import HomogeneousNetwork
 from mirrorode.problem.potentials import SeparablePotential
 
@@ -41,6 +42,26 @@ class Layerwise(SeparablePotential):
 
     def __hash__(self) -> int:
         return hash((tuple(self.potentials.items()), self.counts))
+
+    @classmethod
+    def for_width(
+        cls, network: HomogeneousNetwork, potential: SeparablePotential, *, printed: bool = False
+    ) -> Layerwise:
+        """That of Appendix J.3: `for_width` of each parameter, with the inputs of its units.
+
+        Args:
+            network: whose parameters are scaled.
+            potential: as for `mirrorode.for_width`.
+            printed: whether the power of the width is the one printed in the paper.
+
+        Raises:
+            InputError: for a potential that has no such form.
+        """
+        widths = {name: torch.Size(it[1:]).numel() for name, it in network.shapes.items()}
+        scaled = {
+            name: for_width(potential, width, printed=printed) for name, width in widths.items()
+        }
+        return cls(scaled)
 
     def along(self, network: HomogeneousNetwork) -> Layerwise:
         """The same in the order of the parameters of ``network``.

@@ -25,6 +25,11 @@ _POINTS, _WEIGHTS = np.polynomial.legendre.leggauss(10)
 _PANELS = 60  # halvings of [0, t]; what is left over is below round-off of t, and of t²
 _KEPT = 0.05  # share of the largest term that a difference must be, to be taken
 _AT_ONCE = 1 << 20  # points of integrals that are evaluated together
+SHARES = torch.tensor([0.125, 0.25, 0.5, 1.0], dtype=torch.float64)
+FARTHEST = 230.0  # of log|t| where a degree is looked for: the square of e^230 is a number
+LEAST = 9.0  # of log|t| that must be reached for it
+SETTLED = 1e-6  # change of the degree from one size to its square that is none
+_FAR = 80.0  # log|t| at which the horizon is read off
 _LARGEST = 700.0  # of |log|t||
 _ITERATIONS = 200
 _CLOSE = 1e-8  # of the last step but one: Newton squares it
@@ -153,11 +158,11 @@ def balance_term(value: Function, theta: Tensor) -> Tensor:
     if bool(lost.any()):
         # Rows with something lost, whole: r may be another function for each coordinate.
         rows = lost.reshape(-1, lost.shape[-1]).any(-1).reshape(lost.shape[:-1])
-        found[rows] = torch.where(lost[rows], _integral(value, theta[rows]), found[rows])
+        found[rows] = torch.where(lost[rows], balance_integral(value, theta[rows]), found[rows])
     return torch.where(theta == 0, 0.0, found)
 
 
-def _integral(value: Function, theta: Tensor) -> Tensor:
+def balance_integral(value: Function, theta: Tensor) -> Tensor:
     """∫₀ᵗ s r''(s) ds = t² ∫₀¹ u r''(ut) du over panels, each as far from 0 as it is long."""
     ends = 2.0 ** -np.arange(1, _PANELS + 1)[:, None]
     share = theta.new_tensor((ends * (1.5 + 0.5 * _POINTS)).reshape(-1))
@@ -170,8 +175,41 @@ def _integral(value: Function, theta: Tensor) -> Tensor:
     return theta * (theta * total)
 
 
-def horizon(terms: Function, degree: float, theta: Tensor, eta: float = 1e-9) -> Tensor:
-    """η (α Σ κ̃(θ/η))^{1/α} at a small η, which is relative to the size of θ; over the last axis."""
-    size = theta.abs().amax(-1, keepdim=True).clamp(min=math.ulp(0.0))
-    total = (degree * terms(theta / (eta * size)).sum(-1)) ** (1 / degree)
-    return eta * size[..., 0] * total
+def degree(value: Function, width: int) -> tuple[float, float] | None:
+    """The α of Definition 4.1 and how far it is known; None where there is none.
+
+    It is the limit of t² r''/κ̃ = d log κ̃/d log t on both sides, on all ``width`` coordinates, at
+    sizes that are the powers 1/8, 1/4, 1/2 and 1 of the largest at which r is a number. Of a
+    homogeneous function nothing is left to change; a logarithm in κ̃ shows as a slope that still
+    does.
+    """
+    far = torch.exp(torch.linspace(2.0, FARTHEST, 400, dtype=torch.float64))[:, None].expand(
+        -1, width
+    )
+    slopes, ends = [], []
+    for side in (far, -far):
+        with torch.no_grad():
+            here = value(side)
+        bend = derivatives(value, side)[1]
+        fine = (torch.isfinite(here) & torch.isfinite(bend) & (bend > 0)).all(-1)
+        count = int(fine.long().cumprod(0).sum())
+        if count == 0:
+            return None
+        ends.append(0.9 * float(far[count - 1, 0].log()))  # t r' is larger than r
+        theta = torch.sign(side[0]) * torch.exp(ends[-1] * SHARES)[:, None]
+        bend = derivatives(value, theta)[1]
+        slopes.append(theta * (theta * bend) / balance_term(value, theta))
+    found = torch.cat(slopes, -1)
+    change = float((found[-1] - found[-2]).abs().amax())
+    spread = float(found[-1].amax() - found[-1].amin())
+    if not max(change, spread) < SETTLED or min(ends) < LEAST:
+        return None
+    return round(float(found[-1].mean()), 8), max(change, spread, 1e-8)
+
+
+def horizon_weights(terms: Function, alpha: float, width: int) -> tuple[Tensor, Tensor]:
+    """c± = lim ακ̃(±t)/t^α of each coordinate, (width,) each, at a t whose power is a number."""
+    far = math.exp(min(_FAR, 600 / alpha))
+    theta = torch.full((width,), far, dtype=torch.float64)
+    up, down = (alpha * terms(side * theta) / far**alpha for side in (1.0, -1.0))
+    return up, down

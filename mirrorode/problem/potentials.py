@@ -32,15 +32,29 @@ from mirrorode.problem.errors import InputError, require_number
 class SeparablePotential(ABC):
     """A strictly convex r on each coordinate; the base of every potential of the package.
 
-    A potential of one's own gives `value`, in functions that autograd can differentiate twice, and
-    ``degree`` where it has one. The rest then follows numerically (`numeric`), and is worth being
-    overridden where it is known: every step of an integration asks for it.
+    A potential of one's own gives `value`, in functions that autograd can differentiate twice. The
+    rest then follows numerically (`numeric`), and may be overridden where it is known; a
+    `MirrorFlow` checks that what is overridden belongs to the value.
     """
+
+    @cached_property
+    def _found_degree(self) -> tuple[float, float] | None:
+        """The degree and its error, numerically."""
+        width = self.value(torch.ones(1, dtype=torch.float64)).numel()
+        return numeric.degree(self.value, width)
+
+    @cached_property
+    def _horizon_weights(self) -> tuple[Tensor, Tensor] | None:
+        """What each |θ_k|^α counts in φ^α, for either sign."""
+        if self.degree is None:
+            return None
+        width = self.value(torch.ones(1, dtype=torch.float64)).numel()
+        return numeric.horizon_weights(self.balance_term, self.degree, width)
 
     @property
     def degree(self) -> float | None:
         """The asymptotic degree α of Q(∇R(·)) (Definition 4.1); None if there is none."""
-        return None
+        return self._found_degree[0] if self._found_degree is not None else None
 
     @abstractmethod
     def value(self, theta: Tensor) -> Tensor:
@@ -78,9 +92,12 @@ class SeparablePotential(ABC):
         Raises:
             InputError: if the potential has no asymptotic degree.
         """
-        if self.degree is None:
+        if self._horizon_weights is None or self.degree is None:
             raise InputError(f"`potential` must have a degree for a horizon, but {self} has none")
-        return numeric.horizon(self.balance_term, self.degree, theta)
+        up, down = (it.to(theta) for it in self._horizon_weights)
+        size = theta.detach().abs().amax(-1, keepdim=True).clamp(min=math.ulp(0.0))
+        powers = torch.where(theta > 0, up, down) * (theta / size).abs() ** self.degree
+        return size[..., 0] * powers.sum(-1) ** (1 / self.degree)
 
     @property
     def conjugate_at_zero(self) -> float | Tensor:

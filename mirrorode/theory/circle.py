@@ -68,7 +68,9 @@ def global_margin(flow: MirrorFlow) -> GlobalMargin:
         must = "be an MLP with two inputs, one hidden layer and one output"
         raise InputError(f"`network` must {must}, but is {network}")
     x, y = (part.double().cpu().numpy() for part in (flow.dataset.x, flow.dataset.y))
-    return _Circle(x, y, *network.slopes[0]).solve(float(network.output_scale or 1.0))
+    size = float(np.hypot(*x.T).max())  # the tolerances of the linear program are absolute
+    require(size > 0, "dataset", "have an input that is not zero", "all zero")
+    return _Circle(x / size, y, *network.slopes[0]).solve(float(network.output_scale or 1.0) * size)
 
 
 @dataclass(frozen=True)

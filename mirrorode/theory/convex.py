@@ -23,6 +23,8 @@ EXACT = 1e-10  # the tightest tolerance that HiGHS takes
 SEPARABLE = 1e-9  # margin of unit features below which there is none
 SEPARATED = "be separated by a hyperplane through the origin"
 SUPPORT = 1e-9  # share of the largest multiplier that belongs to a support vector
+TIGHT = 1e-9  # relative duality gap that is none
+FEW = 500  # samples and features together, up to which quadratic programs are affordable
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +59,8 @@ def max_margin(features: ArrayLike | Tensor, labels: ArrayLike | Tensor, norm: f
 
     It is the distance of the origin from the convex hull of the rows y_i x_i in the dual norm. For
     p = 1 and ∞ a linear program; for p = 2 non-negative least squares; for other p the smooth dual
-    problem, polished by Newton's method on the equations of the support vectors.
+    problem, polished by Newton's method on the equations of the support vectors, and sequential
+    quadratic programming where that leaves a gap.
 
     Args:
         features: (K, n).
@@ -78,9 +81,11 @@ def max_margin(features: ArrayLike | Tensor, labels: ArrayLike | Tensor, norm: f
     unit = rows / scale
     if p in (1.0, math.inf):
         weight, direction = _linear(unit, p)
-    else:
-        weight = _least_squares(unit) if p == 2 else _smooth(unit, p)
+    elif p == 2:
+        weight = _least_squares(unit)
         direction = _aligned(unit.T @ weight, p)
+    else:
+        weight, direction = _smooth(unit, p)
     # Σμ_i = 1 and v = Σμ_i y_i x_i: ‖v‖_q bounds every margin from above.
     weight = np.maximum(weight, 0)
     require(weight.sum() > 0, "labels", SEPARATED, "not")
@@ -155,8 +160,27 @@ def _least_squares(rows: Array) -> Array:
     return nnls(columns, target, maxiter=100 * len(rows))[0]
 
 
-def _smooth(rows: Array, p: float) -> Array:
-    """μ ≥ 0 that minimises ½‖rowsᵀμ‖_q² − Σμ, 1 < p < ∞, p ≠ 2."""
+def _smooth(rows: Array, p: float) -> tuple[Array, Array]:
+    """μ and w for 1 < p < ∞, p ≠ 2: the dual, and where that does not close the gap the primal."""
+    start = _least_squares(rows)
+    # The direction of p = 2 separates if any does.
+    found = [(start, _unit(rows.T @ start, p))]
+    for method in (_dual, _primal):
+        found += method(rows, p, start)
+        gaps = [_gap(rows, mu, w, p) for mu, w in found]
+        if min(gaps) <= TIGHT:
+            break
+    return found[int(np.argmin(gaps))]
+
+
+def _unit(w: Array, p: float) -> Array:
+    """w with ‖w‖_p = 1."""
+    size = float(np.linalg.norm(w / max(np.abs(w).max(), 1e-300), ord=p))
+    return w / max(np.abs(w).max(), 1e-300) / max(size, 1e-300)
+
+
+def _dual(rows: Array, p: float, start: Array) -> list[tuple[Array, Array]]:
+    """μ ≥ 0 that minimises ½‖rowsᵀμ‖_q² − Σμ, then by Newton's method on its support."""
     q = p / (p - 1)
 
     def dual(mu: Array) -> tuple[float, Array]:
@@ -167,7 +191,6 @@ def _smooth(rows: Array, p: float) -> Array:
         slope = size * np.copysign((np.abs(image) / size) ** (q - 1), image)
         return 0.5 * size**2 - float(mu.sum()), rows @ slope - 1
 
-    start = _least_squares(rows)
     size = float(np.linalg.norm(rows.T @ start, ord=q))
     start = start / max(size**2, 1e-300) * start.sum() if size > 0 else start
     options = {"maxiter": 20000, "maxfun": 40000, "ftol": 1e-16, "gtol": 1e-13, "maxcor": 30}
@@ -183,18 +206,52 @@ def _smooth(rows: Array, p: float) -> Array:
     better = root(equations, found[support], method="hybr", options={"xtol": 1e-14})
     polished = np.zeros_like(found)
     polished[support] = np.maximum(better.x, 0)
-    return polished if _gap(rows, polished, p) < _gap(rows, found, p) else found
+    images = [(mu, rows.T @ mu) for mu in (found, polished)]
+    return [(mu, _aligned(it, p)) for mu, it in images if np.abs(it).max() > 0]
 
 
-def _gap(rows: Array, mu: Array, p: float) -> float:
-    """The relative duality gap of multipliers, infinite where they give no margin."""
+def _primal(rows: Array, p: float, start: Array) -> list[tuple[Array, Array]]:
+    """max m s.t. rows·w ≥ m, ‖w‖_p ≤ 1 by sequential quadratic programming, and its μ."""
+    if sum(rows.shape) > FEW:
+        return []
+    w = _unit(rows.T @ start, p)
+    point = np.append(w, (rows @ w).min())
+
+    def length(at: Array) -> float:
+        return 1 - float(np.sum(np.abs(at[:-1]) ** p))
+
+    def slope(at: Array) -> Array:
+        return np.append(-p * np.copysign(np.abs(at[:-1]) ** (p - 1), at[:-1]), 0.0)
+
+    margins = np.hstack([rows, -np.ones((len(rows), 1))])
+    up = np.append(np.zeros(len(w)), -1.0)
+    found = minimize(
+        lambda at: -at[-1], point, jac=lambda _: up, method="SLSQP",
+        constraints=[
+            {"type": "ineq", "fun": lambda at: margins @ at, "jac": lambda _: margins},
+            {"type": "ineq", "fun": length, "jac": slope},
+        ],
+        options={"maxiter": 2000, "ftol": 1e-16},
+    ).x  # fmt: skip
+    w = _unit(found[:-1], p)
+    margin = rows @ w
+    pairs = []
+    for near in (1e-9, 1e-7, 1e-5):
+        active = margin <= margin.min() + near * np.abs(margin).max()
+        mu = np.zeros(len(rows))
+        pull = np.copysign(np.abs(w) ** (p - 1), w)
+        mu[active] = nnls(rows[active].T, pull, maxiter=100 * len(rows))[0]
+        pairs.append((mu, w))
+    return pairs
+
+
+def _gap(rows: Array, mu: Array, w: Array, p: float) -> float:
+    """The relative duality gap of multipliers and a direction, infinite where it has no margin."""
     if not np.isfinite(mu).all() or mu.sum() <= 0:
         return math.inf
-    image = rows.T @ mu / mu.sum()
-    if not np.abs(image).max() > 0:
-        return math.inf
-    margin = float((rows @ _aligned(image, p)).min())
-    return float(np.linalg.norm(image, ord=_conjugate(p))) / margin - 1 if margin > 0 else math.inf
+    margin = float((rows @ w).min())
+    bound = float(np.linalg.norm(rows.T @ mu / mu.sum(), ord=_conjugate(p)))
+    return bound / margin - 1 if margin > 0 else math.inf
 
 
 def frozen_feature_max_margin(flow: MirrorFlow, theta: Tensor) -> MaxMargin:

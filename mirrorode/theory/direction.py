@@ -55,6 +55,10 @@ def growth_of_log_q(path: Path) -> Verdict:
     theta, dual = path.points.theta[late], path.trajectory.dual[late]
     value = potential.value(theta).sum(-1)
     q = potential.conjugate(dual).sum(-1)
+    if not bool((q > 0).all()):
+        return Verdict.not_applicable(
+            name, "Q is not positive: r(0) lowers it, and may be left out"
+        )
     slack = theta.norm(dim=-1) * dual.norm(dim=-1) / q - 1
     bad = torch.nonzero(slack < -ROUND_OFF)[:, 0]
     detail = f"(‖θ‖‖z‖ − Q)/Q is {float(slack[-1]):.3g} at the end"
@@ -163,8 +167,9 @@ def angle(path: Path) -> Verdict:
     if not judged:
         return Verdict.not_applicable(name, "no decade of log(1/𝓛) has three saved points")
     known = late[path.loss[late] * WEIGHTS < 1e-2]
-    end = float(points.misalignment[known[-1]])
-    detail = f"{judged} decades, least at {worst}; β⁻² − 1 falls to {end:.2g}"
+    detail = f"{judged} decades, least at {worst}"
+    if len(known):
+        detail += f"; β⁻² − 1 falls to {float(points.misalignment[known[-1]]):.2g}"
     return Verdict.judged(name, slack, detail)
 
 

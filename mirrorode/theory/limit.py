@@ -62,8 +62,7 @@ def stationarity(path: Path, certificates: Certificates) -> Verdict:
     rate, at = decay(loss, residual)
     if residual[-1] > NEAR and len(residual) > 2 and loss[-1] > 1e3 and not rate < 0:
         return Verdict.judged(name, NEAR - residual[-1], detail + "; it does not fall")
-    when = f"{NEAR:g} expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
-    return Verdict.eventual(name, NEAR - residual[-1], detail, when)
+    return Verdict.eventual(name, NEAR - residual[-1], detail, _when(rate, at))
 
 
 def _of_the_global(path: Path) -> str:
@@ -88,6 +87,13 @@ def decay(loss: list[float], value: list[float]) -> tuple[float, float]:
         return rate, math.inf
     power = x[-1] + (math.log(NEAR) - y[-1]) / rate
     return rate, math.exp(power) if power < 700 else math.inf
+
+
+def _when(rate: float, at: float) -> str:
+    """When a value that falls with this power of ℓ is small."""
+    if not math.isfinite(at):
+        return f"when it is {NEAR:g} cannot be told yet, as it does not fall at the last points"
+    return f"{NEAR:g} expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
 
 
 def inactive(path: Path, certificates: Certificates) -> Verdict:
@@ -141,8 +147,7 @@ def frozen_features(path: Path, certificates: Certificates) -> Verdict:
     loss = path.loss[list(points)].tolist()
     detail = f"relative gap of the margins {gaps[-1]:.1e}"
     rate, at = decay(loss, [max(gap, 0.0) for gap in gaps])
-    when = f"expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
-    return Verdict.eventual(name, NEAR - gaps[-1], detail, when)
+    return Verdict.eventual(name, NEAR - gaps[-1], detail, _when(rate, at))
 
 
 @dataclass(frozen=True)
@@ -205,5 +210,4 @@ def reformulation(path: Path) -> Verdict:
         f"{INACTIVE:g} of the largest"
     )
     rate, at = decay(path.loss[few].tolist(), gap)
-    when = f"expected at log(1/𝓛) ≈ {at:.1g}, as it falls like log(1/𝓛)^({rate:.2f})"
-    return Verdict.eventual(name, NEAR - max(gap[-1], last.unbalanced), detail, when)
+    return Verdict.eventual(name, NEAR - max(gap[-1], last.unbalanced), detail, _when(rate, at))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,8 @@ def norm_margin(flow: MirrorFlow, theta: Tensor, k: float) -> Tensor:
     Raises:
         InputError: if ``k`` is not at least 1.
     """
-    require_number(k, "k", "be at least 1", 1.0, strict=False)
+    if k != math.inf:
+        require_number(k, "k", "be at least 1", 1.0, strict=False)
     size = torch.linalg.vector_norm(theta, ord=k, dim=-1)
     return flow.margins(theta).amin(-1) / size**flow.network.degree
 

@@ -33,4 +33,5 @@ def loss_at_scale(
         if high > math.log(LARGEST):
             return math.inf
     found = float(brentq(at, high / 2 if high > 1 else 0.0, high, rtol=1e-6))
-    return loss * math.exp(flow.network.degree * found)
+    power = flow.network.degree * found + math.log(max(loss, 1e-300))
+    return math.exp(power) if power < 700 else math.inf

@@ -83,6 +83,8 @@ class Verdict:
 class Verdicts(list[Verdict]):
     """Verdicts that print as a table."""
 
+    title = "Statements along the trajectory"
+
     @property
     def passed(self) -> bool:
         """Whether none failed."""
@@ -90,7 +92,7 @@ class Verdicts(list[Verdict]):
 
     def table(self) -> Table:
         """As a rich table."""
-        table = Table(title="Statements along the trajectory", box=box.SIMPLE_HEAD)
+        table = Table(title=self.title, box=box.SIMPLE_HEAD)
         for column in ("statement", "verdict", "slack", "measured"):
             table.add_column(column, overflow="fold")
         for row in self:

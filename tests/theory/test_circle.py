@@ -61,3 +61,15 @@ def test_only_for_two_inputs_and_one_hidden_layer():
     flow = mo.MirrorFlow(mo.MLP((2, 3, 3, 1)), mo.teacher_student(10, seed=3), mo.Euclidean())
     with pytest.raises(mo.InputError, match="`network` must be an MLP with two inputs"):
         mo.global_margin(flow)
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e12])
+def test_the_scale_of_the_inputs_is_that_of_the_margin(scale):
+    data = mo.teacher_student(20, seed=3)
+    flows = [
+        mo.MirrorFlow(mo.MLP((2, 10, 1)), mo.Dataset(x, data.y), mo.Euclidean())
+        for x in (data.x, scale * data.x)
+    ]
+    one, other = (mo.global_margin(flow) for flow in flows)
+    assert other.margin == pytest.approx(scale * one.margin, rel=1e-8)
+    assert other.gap < 1e-8

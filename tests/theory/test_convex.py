@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import mirrorode as mo
 
-NORMS = [1, 1.1, 1.5, 2, 3, 4, math.inf]
+NORMS = [1, 1.1, 1.5, 2, 3, 4, 10, math.inf]
 
 
 def separable(samples, count, seed):
@@ -59,6 +59,17 @@ def test_scale_and_duplicates_change_nothing(norm, scale):
     base = mo.max_margin(x, y, norm)
     other = mo.max_margin(scale * torch.cat([x, x]), torch.cat([y, y]), norm)
     assert other.margin == pytest.approx(scale * base.margin, rel=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("samples", "count", "seed", "norm"), [(40, 5, 1, 2.5), (200, 2, 8, 1.1), (100, 2, 6, 10)]
+)
+def test_few_features_of_many_samples(samples, count, seed, norm):
+    """Where the dual alone is solved badly: half the margin was lost, or all."""
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(samples, count))
+    y = np.sign(x @ generator.normal(size=count))
+    check(torch.from_numpy(x), torch.from_numpy(y), norm, mo.max_margin(x, y, norm))
 
 
 def test_a_turned_direction_has_less_margin():

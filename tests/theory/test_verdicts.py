@@ -225,3 +225,19 @@ def test_prints_and_serialises(small_run):
     assert [row["passed"] for row in rows].count(True) == 25
     assert {row["outcome"] for row in rows} == {"holds", "not applicable"}
     assert all(row["slack"] is None or row["slack"] >= 0 for row in rows)
+
+
+def test_few_points_far_out_and_large_powers():
+    """All points beyond 1e7; seven layers whose alignment is out of sight; α = 10 at an early end."""
+    data = mo.Dataset([[2.0, 1.0], [1.0, -1.0]], [1.0, 1.0])
+    flow = mo.MirrorFlow(mo.DiagonalLinear(2, 2), data, mo.Euclidean())
+    saved = [mo.LogInverseLoss(level) for level in (1e8, 2e8)]
+    start = torch.full((4,), 0.3, dtype=torch.float64)
+    run = mo.solve(flow, start, until=mo.LogInverseLoss(4e8), saveat=saved)
+    assert mo.verify(run).passed
+    deep = mo.MirrorFlow(mo.DiagonalLinear(2, 7), data, mo.SmoothedHomogeneous(2.02, 2.5))
+    run = mo.solve(deep, deep.network.initial(0).abs(), until=mo.LogInverseLoss(5.0), rtol=1e-5)
+    assert mo.verify(run).passed
+    tenth = mo.MirrorFlow(mo.DiagonalLinear(2, 2), data, mo.SmoothedHomogeneous(10, 0.1))
+    run = mo.solve(tenth, start, until=mo.LogInverseLoss(20.0), rtol=1e-6)
+    assert mo.verify(run).passed
