@@ -120,7 +120,8 @@ def _overrides(
     if own("gradient"):
         yield "gradient", potential.gradient(theta), slope
     if own("inverse_gradient"):
-        yield "inverse_gradient", potential.inverse_gradient(slope), theta
+        within = torch.where(torch.isfinite(slope), theta, torch.nan)  # beyond, z overflows
+        yield "inverse_gradient", potential.inverse_gradient(slope), within
     if own("inverse_hessian"):
         away = torch.where(theta == 0, 1e-3, theta)
         expected = 1 / numeric.curvature(potential.value, away)
