@@ -75,6 +75,7 @@ def solve(
         require(isinstance(rule, StoppingRule), "saveat", "hold stopping rules", rule)
     require_number(rtol, "rtol", "be positive", 0.0, strict=True)
     require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
+    require(rtol < 1, "rtol", "be below 1", rtol)
     require_number(atol, "atol", "be positive", 0.0, strict=True)
     require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
     fine = isinstance(correct_balance, bool)
