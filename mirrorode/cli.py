@@ -159,10 +159,10 @@ def _check(command: Check) -> int:
     else:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = store.configured(kind, home)
-        runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
-    if not command.json:
-        return 0 if run.check(runs, Console()) else 1
+        runs = store.load_runs(command.out, command.target, chosen, chosen.jobs("cpu"))
     verdicts = {name: verify(found) for name, found in runs.items()}
+    if not command.json:
+        return 0 if run.check(runs, verdicts, Console()) else 1
     rows = {name: found.rows() for name, found in verdicts.items()}
     print(json.dumps(rows, ensure_ascii=False, indent=1))
     return 0 if all(found.passed for found in verdicts.values()) else 1
@@ -184,6 +184,6 @@ def _figures(command: Figures) -> int:
     for name in names:
         kind, home = scenario.load(name), command.out / name
         chosen = store.configured(kind, home)
-        runs = store.load_runs(home, chosen, chosen.jobs("cpu"))
+        runs = store.load_runs(command.out, name, chosen, chosen.jobs("cpu"))
         run.tell(run.draw(name, chosen, runs, Console()), Console())
     return 0

@@ -42,16 +42,19 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     with _progress(console) as progress:
         for job in jobs:
             task = progress.add_task(job.name, total=1.0, state="waiting")
-            if store.is_done(home / job.name, scenario):
+            folder = store.place(out, name, job)
+            if store.is_done(folder, scenario, job):
                 progress.update(task, completed=1.0, state="stored before")
                 continue
             found = _integrate(job, progress, task)
-            store.save(home / job.name, name, scenario, job, found, verify(found))
-    if not jobs:
+            store.save(folder, name, scenario, job, found, verify(found))
+    if all(job.study for job in jobs):
         store.save_drawn(home, name, scenario)
-    runs = store.load_runs(home, scenario, scenario.jobs("cpu"))
+    jobs = scenario.jobs("cpu")
+    runs = store.load_runs(out, name, scenario, jobs)
     written = draw(name, scenario, runs, console)
-    passed = check(runs, console)
+    verdicts = {job.name: store.verdicts(store.place(out, name, job)) for job in jobs}
+    passed = check(runs, verdicts, console)
     tell(written, console)
     return passed
 
@@ -145,7 +148,9 @@ def _rich(table: ResultTable) -> Table:
     return shown
 
 
-def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
+def check(
+    runs: Mapping[str, Trajectory], verdicts: Mapping[str, Verdicts], console: Console
+) -> bool:
     """Print how the runs ended and the statements over all of them; whether none failed."""
     if not runs:
         console.print("No trajectories are integrated here: there is no statement to check.")
@@ -162,7 +167,6 @@ def check(runs: Mapping[str, Trajectory], console: Console) -> bool:
             str(stats.slides),
         )  # fmt: skip
     console.print(ended)
-    verdicts = {name: verify(found) for name, found in runs.items()}
     console.print(worst(verdicts).table())
     return all(found.passed for found in verdicts.values())
 

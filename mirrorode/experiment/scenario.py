@@ -26,7 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """One trajectory of a scenario, under the name of its run folder."""
+    """One trajectory of a scenario, under the name of its run folder.
+
+    Attributes:
+        saveat: what of it is stored, the dense output then excepted; everything if None.
+        study: the folder in which scenarios share it; that of the scenario itself if empty.
+    """
 
     name: str
     flow: MirrorFlow
@@ -34,6 +39,7 @@ class Job:
     until: StoppingRule
     saveat: Sequence[StoppingRule] | None
     rtol: float
+    study: str = ""
 
 
 @dataclass(frozen=True)

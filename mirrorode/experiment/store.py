@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import platform
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import Trajectory, write_atomically
 from mirrorode.problem.errors import InputError
 from mirrorode.problem.modules import Network
-from mirrorode.theory.verdicts import Verdicts
+from mirrorode.theory.verdicts import Outcome, Verdict, Verdicts
 
 PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
 
@@ -47,11 +49,17 @@ def configuration(scenario: Scenario) -> dict[str, Any]:
 def save(
     folder: Path, name: str, scenario: Scenario, job: Job, run: Trajectory, verdicts: Verdicts
 ) -> None:
-    """Write one run; ``run.json`` last, so that its presence means a complete folder."""
+    """Write one run; ``run.json`` last, so that its presence means a complete folder.
+
+    Where `Job.saveat` says what is to be kept, the dense output is not: that of a network with ten
+    thousand weights takes 200 MB a run.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    run.save(folder / "trajectory.npz")
+    kept = run if job.saveat is None else replace(run, steps=())
+    kept.save(folder / "trajectory.npz")
     record = {
         **_head(name, job.name, scenario),
+        "made": identity(job),
         "flow": {
             "network": repr(job.flow.network),
             "dataset": repr(job.flow.dataset),
@@ -70,7 +78,7 @@ def save(
 
 
 def save_drawn(home: Path, name: str, scenario: Scenario) -> None:
-    """Write what a scenario without trajectories was drawn with, to be drawn again."""
+    """Write what a scenario without trajectories of its own was drawn with, to be drawn again."""
     folder = home / "drawn"
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder, _head(name, "drawn", scenario))
@@ -91,14 +99,51 @@ def _write(folder: Path, record: dict[str, Any]) -> None:
     write_atomically(folder / "run.json", text.encode())
 
 
-def is_done(folder: Path, scenario: Scenario) -> bool:
+def place(out: Path, name: str, job: Job) -> Path:
+    """The folder of a run of scenario ``name``."""
+    return out / (job.study or name) / job.name
+
+
+def identity(job: Job) -> dict[str, Any]:
+    """All that a trajectory depends on, for which scenarios that share it compare it."""
+    data = job.flow.dataset
+    tensors = (data.x, data.y, job.theta0)
+    content = hashlib.sha256(b"".join(it.detach().cpu().numpy().tobytes() for it in tensors))
+    return {
+        "network": repr(job.flow.network),
+        "potential": repr(job.flow.potential),
+        "samples and start": content.hexdigest(),
+        "until": repr(job.until),
+        "saveat": None if job.saveat is None else [repr(rule) for rule in job.saveat],
+        "rtol": job.rtol,
+    }
+
+
+def is_done(folder: Path, scenario: Scenario, job: Job) -> bool:
     """Whether ``folder`` holds a complete run of this very configuration."""
-    stored = _record(folder / "run.json").get("configuration")
+    record = _record(folder / "run.json")
+    stored = record.get("configuration")
     if not isinstance(stored, dict) or not is_zipfile(folder / "trajectory.npz"):
         return False
+    if job.study:
+        return bool(record.get("made") == identity(job))
     # Which seeds are asked for does not change what one of them gives.
     wanted = configuration(scenario)
     return {**stored, "seeds": None} == {**wanted, "seeds": None}
+
+
+def verdicts(folder: Path) -> Verdicts:
+    """The verdicts that were stored with a run."""
+    rows = _record(folder / "run.json")["verdicts"]
+    return Verdicts(
+        Verdict(
+            row["statement"],
+            Outcome(row["outcome"]),
+            math.nan if row["slack"] is None else row["slack"],
+            row["detail"],
+        )
+        for row in rows
+    )
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -137,18 +182,19 @@ def configured(kind: type[Scenario], folder: Path) -> Scenario:
         raise InputError(sentence) from None
 
 
-def load_runs(folder: Path, scenario: Scenario, jobs: list[Job]) -> dict[str, Trajectory]:
-    """The stored trajectories of ``jobs`` by name.
+def load_runs(out: Path, name: str, scenario: Scenario, jobs: list[Job]) -> dict[str, Trajectory]:
+    """The stored trajectories of ``jobs``, those of scenario ``name``, by their own names.
 
     Raises:
         InputError: if one is not there, is damaged, or was made with another configuration.
     """
-    missing = [job.name for job in jobs if not is_done(folder / job.name, scenario)]
+    places = {job.name: place(out, name, job) for job in jobs}
+    missing = [job.name for job in jobs if not is_done(places[job.name], scenario, job)]
     if missing:
         names = ", ".join(missing)
         raise InputError(f"`NAME` must have all its runs stored, but {names} must be run (again)")
     return {
-        job.name: Trajectory.load(folder / job.name / "trajectory.npz", _not_stored(job.flow))
+        job.name: Trajectory.load(places[job.name] / "trajectory.npz", _not_stored(job.flow))
         for job in jobs
     }
 

@@ -1,0 +1,24 @@
+"""Figure 6: representations by p = 3 with three λ.
+
+Neurons |a_j| w_j of a two-layer student: after the time that the paper's 10,000 epochs take, and at
+log(1/𝓛) = 1e9, where the Q-margin has become that of the horizon for every λ.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mirrorode.experiment.lambdas import Representations
+from mirrorode.experiment.paper import HOMOGENEOUS
+
+RUN_TIME = "1 min"
+
+
+@dataclass(frozen=True)
+class Fig6(Representations):
+    """What can be changed."""
+
+    two = tuple(HOMOGENEOUS)
+
+
+SCENARIO = Fig6

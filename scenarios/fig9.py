@@ -1,0 +1,22 @@
+"""Figure 9: how large the hidden weights of three-layer students are.
+
+At a loss of 1e-50, where the paper stops, and at log(1/𝓛) = 1e9.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mirrorode.experiment.layers import Magnitudes
+
+RUN_TIME = "4 min"
+
+
+@dataclass(frozen=True)
+class Fig9(Magnitudes):
+    """What can be changed."""
+
+    layer = 2
+
+
+SCENARIO = Fig9
