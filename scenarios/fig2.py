@@ -44,14 +44,14 @@ class Fig2(Students):
 
         figure = Figure(figsize=(6.9, 6.6), layout="constrained")
         axes = figure.subplots(3, 3, height_ratios=(1.25, 0.8, 1))
-        for column, name in zip(axes.T, POTENTIALS, strict=True):
-            run = of(runs, 2, name)[0]
+        for number, name in enumerate(POTENTIALS):
+            column, run = axes[:, number], of(runs, 2, name)[0]
             marks = [
                 (theta_at(run, LogInverseLoss(LOSS)), False),
                 (run.theta[-1], True),
             ]
             draw_representation(column[0], run, marks)
-            name_axes(column[0], 2, y=column[0] is axes[0, 0])
+            name_axes(column[0], 2, y=number == 0)
             column[0].set_title(label(run.flow.potential))
             draw_magnitudes(column[1], of(runs, 3, name)[0], 2)
         axes[1, 0].set_ylabel("hidden weights")

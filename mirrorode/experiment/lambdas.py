@@ -13,7 +13,7 @@ from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
 from mirrorode.experiment.panels import (
     active,
-    draw_representation,
+    draw_counted,
     margins,
     name_axes,
     plotted_neurons,
@@ -69,22 +69,17 @@ class Representations(Lambdas):
 
         figure = Figure(figsize=(6.9, 4.7), layout="constrained")
         axes = figure.subplots(2, len(self._names))
-        for row, (title, rule) in zip(axes, (self._times[0], self._times[2]), strict=True):
-            row[0].annotate(
+        last = len(axes) - 1
+        for row, (title, rule) in enumerate((self._times[0], self._times[2])):
+            axes[row, 0].annotate(
                 title, (-0.42, 0.5), xycoords="axes fraction", rotation=90, ha="center",
                 va="center", fontsize=8,
             )  # fmt: skip
-            for axis, name in zip(row, self._names, strict=True):
-                run = of(runs, self._layers, name)[0]
-                theta = theta_at(run, rule)
-                draw_representation(axis, run, [(theta, True)])
-                name_axes(axis, self._layers, x=row is axes[1], y=name == self._names[0])
-                axis.set_title(label(run.flow.potential) if row is axes[0] else "")
-                if theta is not None:
-                    axis.text(
-                        0.03, 0.03, f"{active(run, theta)} active", transform=axis.transAxes,
-                        fontsize=6.5, color="0.3",
-                    )  # fmt: skip
+            for column, name in enumerate(self._names):
+                axis, run = axes[row, column], of(runs, self._layers, name)[0]
+                draw_counted(axis, run, theta_at(run, rule))
+                name_axes(axis, self._layers, x=row == last, y=column == 0)
+                axis.set_title("" if row else label(run.flow.potential))
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:

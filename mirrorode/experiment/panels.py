@@ -69,6 +69,16 @@ def draw_representation(
     axis.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
 
 
+def draw_counted(axis: Axes, run: Trajectory, theta: Tensor | None) -> None:
+    """The first layer at θ, and how many of its neurons are active."""
+    draw_representation(axis, run, [(theta, True)])
+    if theta is not None:
+        axis.text(
+            0.03, 0.03, f"{active(run, theta)} active", transform=axis.transAxes, fontsize=6.5,
+            color="0.3",
+        )  # fmt: skip
+
+
 def name_axes(axis: Axes, layers: int, *, x: bool = True, y: bool = True) -> None:
     """What the axes of a representation are."""
     outer = r"|a_j|\," if layers == 2 else ""

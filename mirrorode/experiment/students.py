@@ -24,6 +24,7 @@ from mirrorode.flow.trajectory import Trajectory
 from mirrorode.problem.datasets import teacher_student
 from mirrorode.problem.errors import require_number
 from mirrorode.problem.networks import MLP
+from mirrorode.problem.potentials import SeparablePotential
 
 DECADE = 4  # saved points of a three-layer student a decade of log(1/𝓛)
 TIMES = [math.log(10.0) * power for power in range(2, 8)]  # of its saved points, as log t
@@ -73,11 +74,18 @@ class Students(Scenario):
         ]
 
 
-def student(settings: Students, layers: int, name: str, seed: int, device: str) -> Job:
-    """The trajectory of one student."""
+def student(
+    settings: Students,
+    layers: int,
+    name: str,
+    seed: int,
+    device: str,
+    potential: SeparablePotential | None = None,
+) -> Job:
+    """The trajectory of one student by a potential of the paper, or by one of another name."""
     data = teacher_student(samples=settings.samples, seed=settings.data_seed).to(device)
     network = MLP((2, *[settings.neurons] * (layers - 1), 1))
-    flow = MirrorFlow(network, data, paper.ALL[name])
+    flow = MirrorFlow(network, data, potential or paper.ALL[name])
     until = LogInverseLoss(settings.limit)
     # All that decides which runs are the same, so that a quick one never replaces another.
     settled = (network, settings.data_seed, settings.samples, until, settings.rtol)
