@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.panels import short
 from mirrorode.experiment.paper import LOSS, POTENTIALS
 from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of, theta_at
@@ -68,7 +69,7 @@ class Fig11(Students):
             text = ", ".join(f"{float(angles[at]):.1f}°" for at in crossed)
             rows.append((label(run.flow.potential), text, f"{float(values.abs().max()):.3g}"))
         columns = ("potential", "boundary at", "largest |f| / margin on the circle")
-        return [ResultTable(f"At log(1/loss) = {self.limit:g}", columns, tuple(rows))]
+        return [ResultTable(f"At log(1/loss) = {short(self.limit)}", columns, tuple(rows))]
 
     def plotted(self, runs: Runs) -> ResultTable:
         """Function values on the circle at the end."""

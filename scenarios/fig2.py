@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from mirrorode.experiment.columns import column_tables
-from mirrorode.experiment.figures import TEACHER, label
+from mirrorode.experiment.figures import label
 from mirrorode.experiment.layers import draw_magnitudes, magnitude_table
 from mirrorode.experiment.panels import (
     KS,
@@ -18,6 +18,8 @@ from mirrorode.experiment.panels import (
     draw_representation,
     name_axes,
     plotted_margins,
+    short,
+    teacher_key,
 )
 from mirrorode.experiment.paper import LOSS, POTENTIALS, PUBLISHED
 from mirrorode.experiment.scenario import ResultTable
@@ -89,9 +91,8 @@ def _key(limit: float) -> list[Line2D]:
 
     return [
         mark("none", "student at loss 1e-50"),
-        mark("0.3", f"student at log(1/loss) = {limit:g}"),
-        Line2D([], [], color=TEACHER, lw=1, label="teacher, a > 0"),
-        Line2D([], [], color=TEACHER, lw=1, ls=":", label="teacher, a < 0"),
+        mark("0.3", f"student at log(1/loss) = {short(limit)}"),
+        *teacher_key(),
     ]
 
 

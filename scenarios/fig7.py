@@ -18,6 +18,7 @@ from mirrorode.experiment.panels import (
     draw_counted,
     name_axes,
     plotted_neurons,
+    teacher_key,
 )
 from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of, theta_at
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 RUN_TIME = "2 min"
 
-SKIPPED = ("log t = 1e+03",)  # in the figure, which has eight panels
+SKIPPED = ("log t = 1000",)  # in the figure, which has eight panels
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Fig7(Students):
             name_axes(axis, 2, x=number >= 4, y=number % 4 == 0)
         for axis in axes.flat[len(shown) :]:
             axis.remove()
+        figure.legend(handles=teacher_key(), loc="outside upper center", ncols=2)
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:

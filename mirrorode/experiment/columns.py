@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from mirrorode.experiment.panels import KS, draw_margins, margins, plotted_margins, spread
+from mirrorode.experiment.panels import KS, draw_margins, margins, plotted_margins, short, spread
 from mirrorode.experiment.paper import LOSS, OWN, POTENTIALS, PUBLISHED
 from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of
@@ -62,7 +62,9 @@ def column_tables(
     found = [{name: margins(of(runs, layers, name), it) for name in POTENTIALS} for it in stops]
     named = [
         _margin_table(f"L_k-margins of {_seeds(measured)} at {where}", measured)
-        for measured, where in zip(found, ("loss 1e-50", f"log(1/loss) = {limit:g}"), strict=True)
+        for measured, where in zip(
+            found, ("loss 1e-50", f"log(1/loss) = {short(limit)}"), strict=True
+        )
     ]
     return [*named, _ratio_table(found, published)]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -16,19 +18,27 @@ from mirrorode.experiment.panels import (
     draw_counted,
     margins,
     name_axes,
+    plotted_margins,
     plotted_neurons,
+    short,
     spread,
+    teacher_key,
 )
 from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of, theta_at
 from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule
-from mirrorode.theory.kkt import kkt
+from mirrorode.theory.alignment import misaligned
 from mirrorode.theory.margins import norm_margin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+ALIGNED = 0.1
+"""Up to which 1 − φ/Q̂^{1/α} the Q-margin is nearly the margin of the horizon."""
+WHY = ": there λ decides which KKT point is approached, and these are not ordered"
+SHOWN = 0.5
+"""Share of the largest margin from which on margins are drawn."""
 STYLES = (":", "--", "-")
 """Of the curves, from the largest λ to the smallest."""
 
@@ -55,7 +65,7 @@ class Lambdas(Students):
         return (
             (f"after {paper.EPOCHS:,} epochs, log t = {log_time:.3g}", LogTime(log_time)),
             ("at loss 1e-50", LogInverseLoss(paper.LOSS)),
-            (f"at log(1/loss) = {self.limit:g}", LogInverseLoss(self.limit)),
+            (f"at log(1/loss) = {short(self.limit)}", LogInverseLoss(self.limit)),
         )
 
 
@@ -80,6 +90,7 @@ class Representations(Lambdas):
                 draw_counted(axis, run, theta_at(run, rule))
                 name_axes(axis, self._layers, x=row == last, y=column == 0)
                 axis.set_title("" if row else label(run.flow.potential))
+        figure.legend(handles=teacher_key(), loc="outside upper center", ncols=2)
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:
@@ -126,10 +137,12 @@ class LambdaTable(Lambdas):
         return figure
 
     def _draw(self, axis: Axes, runs: Runs, k: int) -> None:
+        largest = 0.0
         for name, style in zip(self._names, STYLES, strict=True):
             for seed, run in enumerate(of(runs, self._layers, name)):
                 margin = norm_margin(run.flow, run.theta, k)
                 shown = (margin > 0) & (run.log_time > 1)
+                largest = max(largest, float(margin.max()))
                 axis.plot(
                     run.log_time[shown], margin[shown], style, color=colour(run.flow.potential),
                     alpha=0.35 if seed else 1.0, lw=0.7 if seed else 1.4,
@@ -142,8 +155,11 @@ class LambdaTable(Lambdas):
             "offset points", fontsize=6, color="0.4",
         )  # fmt: skip
         axis.set(xscale="log", xlabel=r"$\log t$", ylabel=f"$L_{k}$-margin")
-        if k == 1:
+        if k == 1:  # it grows by decades, the others by a third
             axis.set_yscale("log")
+            return
+        axis.set(ylim=(SHOWN * largest, 1.02 * largest), xlim=(3, None))
+        axis.ticklabel_format(axis="y", scilimits=(0, 0))
 
     def tables(self, runs: Runs) -> list[ResultTable]:
         """The paper's table at its time, where it stops elsewhere and at the limit; its order."""
@@ -154,44 +170,50 @@ class LambdaTable(Lambdas):
         named = [self._margin_table(title, values) for title, values in found.items()]
         return [*named, self._order_table(found, runs)]
 
+    def plotted(self, runs: Runs) -> ResultTable:
+        """The margins at every saved point of every run."""
+        return plotted_margins(runs)
+
     def _margin_table(self, title: str, values: list[Tensor]) -> ResultTable:
         pair = sorted({self._own, 2})
         rows = []
         for name, of_name in zip(self._names, values, strict=True):
             cells = [f"{spread(of_name[:, k - 1])}{' ★' if k == self._own else ''}" for k in pair]
-            theirs = self.published[name]
-            least = self.published[self._names[0]]
             here, first = of_name.mean(0), values[0].mean(0)
-            ratios = [
-                f"{own / other:.3g}/{float(here[k - 1] / first[k - 1]):.3g}"
-                for k, own, other in zip(pair, theirs, least, strict=True)
-            ]
-            rows.append((label(paper.ALL[name]), *cells, *ratios))
-        columns = (
-            "potential",
-            *(f"L_{k}" for k in pair),
-            *(f"L_{k} over that of the largest λ: paper/here" for k in pair),
-        )
-        return ResultTable(f"L_k-margins {title} (★: own margin)", columns, tuple(rows))
+            for place, k in enumerate(pair):
+                theirs = self.published[name][place] / self.published[self._names[0]][place]
+                cells.append(f"{theirs:.3f}/{float(here[k - 1] / first[k - 1]):.3f}")
+            rows.append((f"{paper.lam(name):g}", *cells))
+        columns = ("λ", *(f"L_{k}" for k in pair), *(f"L_{k} ratio" for k in pair))
+        title = f"L_k-margins {title} (★: own; ratio: to that of the largest λ, paper/here)"
+        return ResultTable(title, columns, tuple(rows))
 
     def _order_table(self, found: Mapping[str, list[Tensor]], runs: Runs) -> ResultTable:
-        """Whether the own margin rises as λ falls, for how many seeds; what λ can still change."""
+        """Whether the own margin rises as λ falls, for how many seeds, and if not why."""
+        pairs = list(itertools.pairwise(self._names))
         rows = []
-        for title, values in found.items():
+        for (title, rule), values in zip(self._times, found.values(), strict=True):
             own = torch.stack([of_name[:, self._own - 1] for of_name in values])
-            rises = (own.diff(dim=0) > 0).all(0)
-            change = float((own[-1] / own[0]).mean() - 1)
-            rows.append((title, f"{int(rises.sum())}/{len(rises)}", f"{change:+.2%}", ""))
-        worst = max(
-            kkt(run.flow, run.theta[-1]).residual
-            for run in (of(runs, self._layers, name)[0] for name in self._names)
-        )
-        why = (
-            f"every λ has its own KKT point by then (relative residual at most {worst:.1e}, seed 0)"
-            ": which one a seed ends in is not ordered in λ"
-        )
-        if rows[-1][1].split("/")[0] != rows[-1][1].split("/")[1]:
-            rows[-1] = (*rows[-1][:3], why)
-        columns = ("where", "seeds", "smallest λ over largest, mean", "why not")
-        title = f"Does the L_{self._own}-margin rise whenever λ falls?"
+            rises = (own.diff(dim=0) > 0).sum(1).tolist()
+            gaps = [self._gap(runs, name, rule) for name in self._names]
+            failed = [
+                f"λ = {paper.lam(larger):g} is aligned to {gap:.1g} already"
+                for (larger, _), gap, count in zip(pairs, gaps, rises, strict=False)
+                if count < own.shape[1] and gap < ALIGNED
+            ]
+            cells = [f"{count}/{own.shape[1]}" for count in rises]
+            shown = ", ".join(f"{gap:.1g}" for gap in gaps)
+            rows.append((title, *cells, shown, "; ".join(failed) + (WHY if failed else "")))
+        steps = (f"λ {paper.lam(one):g} → {paper.lam(two):g}" for one, two in pairs)
+        columns = ("where", *steps, "1 − φ/Q̂^(1/α), by λ", "why not for all seeds")
+        title = f"For how many seeds does the L_{self._own}-margin rise as λ falls?"
         return ResultTable(title, columns, tuple(rows))
+
+    def _gap(self, runs: Runs, name: str, rule: StoppingRule) -> float:
+        """1 − φ/Q̂^{1/α}, the mean over seeds."""
+        found = [
+            float(misaligned(run.flow, theta))
+            for run in of(runs, self._layers, name)
+            if (theta := theta_at(run, rule)) is not None
+        ]
+        return sum(found) / len(found) if found else math.nan

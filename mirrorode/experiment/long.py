@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.experiment import paper
-from mirrorode.experiment.panels import product
+from mirrorode.experiment.panels import product, short
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.stopping import LogTime
 from mirrorode.flow.trajectory import Trajectory
@@ -38,7 +38,7 @@ BISECTIONS = 30
 def moments(limit: float) -> list[tuple[str, LogTime]]:
     """Where the slow student is looked at, by name."""
     known = [(f"{count:,} epochs", paper.epochs(SLOW, 2, count)) for count in EPOCHS]
-    later = [(f"log t = {time:.0e}", time) for time in LATER if time < limit]
+    later = [(f"log t = {short(time)}", time) for time in LATER if time < limit]
     return [(name, LogTime(time)) for name, time in [*known, *later]]
 
 

@@ -19,6 +19,7 @@ from mirrorode.theory.margins import norm_margin
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 KS = (1, 2, 3)
 ACTIVE = 1e-3
@@ -142,9 +143,24 @@ def describe(rule: StoppingRule | None) -> str:
     if rule is None:
         return "end"
     if isinstance(rule, LogInverseLoss):
-        return "loss 1e-50" if rule.v == paper.LOSS else f"log(1/loss) = {rule.v:g}"
+        return "loss 1e-50" if rule.v == paper.LOSS else f"log(1/loss) = {short(rule.v)}"
     assert isinstance(rule, LogTime)
     return f"log t = {rule.s:.6g}"
+
+
+def short(value: float) -> str:
+    """A power of ten as it is written: 1e9, not 1e+09."""
+    return f"{value:g}".replace("e+0", "e").replace("e+", "e")
+
+
+def teacher_key() -> list[Line2D]:
+    """What the lines of the teacher mean."""
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D([], [], color=TEACHER, lw=1, label="teacher, a > 0"),
+        Line2D([], [], color=TEACHER, lw=1, ls=":", label="teacher, a < 0"),
+    ]
 
 
 def spread(values: Tensor) -> str:

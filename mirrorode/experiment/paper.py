@@ -67,6 +67,13 @@ def kind(name: str) -> str:
     return name.split("-")[0]
 
 
+def lam(name: str) -> float:
+    """λ of the potential called ``name``."""
+    potential = ALL[name]
+    assert isinstance(potential, HyperbolicEntropy | SmoothedHomogeneous)
+    return potential.lam
+
+
 def epochs(name: str, layers: int, count: float = EPOCHS) -> float:
     """The log of the time that ``count`` epochs of the paper take."""
     return math.log(EPOCH[kind(name), layers] * count)
