@@ -32,7 +32,7 @@ RUN_TIME = "4 min"
 
 SIDE = 161  # points of the grid on each side
 ANGLES = 721
-SHOWN = 6.0  # margins: the range of the colours
+SHOWN = 10.0  # margins: the range of the colours
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,9 @@ class Fig11(Students):
             _draw_circle(axis, of(runs, 3, name)[0])
         axes[0, 0].set_ylabel("$x_2$")
         axes[1, 0].set_ylabel("f / margin")
-        axes[1, 0].legend(loc="lower left", fontsize=6)
+        axes[1, 0].legend(loc="upper right")
+        handles, texts = axes[0, 0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside upper center", ncols=2)
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:
@@ -106,7 +108,9 @@ def _draw_plane(axis: Axes, run: Trajectory) -> QuadContourSet:
     for sign, fill in ((1, "k"), (-1, "w")):
         point = data.x[data.y == sign]
         x, y = point.T.tolist()
-        axis.scatter(x, y, s=6, c=fill, edgecolors="k", linewidths=0.4, label=f"y = {sign:+d}")
+        axis.scatter(
+            x, y, s=6, c=fill, edgecolors="k", linewidths=0.4, label=f"sample, y = {sign:+d}"
+        )
     axis.set(title=label(run.flow.potential), xlabel="$x_1$", aspect="equal")
     axis.set(xticks=(-1, 0, 1), yticks=(-1, 0, 1))
     return drawn
@@ -121,7 +125,7 @@ def _draw_circle(axis: Axes, run: Trajectory) -> None:
     axis.axhline(0, color="k", lw=0.6)
     for level in (-1, 1):
         axis.axhline(level, color="0.6", lw=0.6, ls="--", zorder=0)
-    axis.set(xlabel="angle of x on the circle (degrees)", xticks=(-180, -90, 0, 90, 180))
+    axis.set(xlabel="angle of x (degrees)", xticks=(-180, -90, 0, 90, 180))
 
 
 SCENARIO = Fig11

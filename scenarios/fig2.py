@@ -56,10 +56,11 @@ class Fig2(Students):
             name_axes(column[0], 2, y=number == 0)
             column[0].set_title(label(run.flow.potential))
             draw_magnitudes(column[1], of(runs, 3, name)[0], 2)
-        axes[1, 0].set_ylabel("hidden weights")
+        axes[1, 0].set_ylabel("number of hidden weights")
         for axis, k in zip(axes[2], KS, strict=True):
             draw_margins(axis, runs, 3, POTENTIALS, k)
-        axes[2, 0].legend(loc="lower right", fontsize=6)
+        handles, texts = axes[2, 0].get_legend_handles_labels()
+        figure.legend(handles, texts, loc="outside lower center", ncols=3)
         for axis, text in zip(
             axes[:, 0], ("two layers", "three layers", "three layers"), strict=True
         ):
@@ -90,8 +91,8 @@ def _key(limit: float) -> list[Line2D]:
         return Line2D([], [], marker="o", ls="", color="0.3", ms=4, mfc=fill, label=text)
 
     return [
-        mark("none", "student at loss 1e-50"),
-        mark("0.3", f"student at log(1/loss) = {short(limit)}"),
+        mark("none", "student at loss 1e-50 (outlined)"),
+        mark("0.3", f"at log(1/loss) = {short(limit)} (filled)"),
         *teacher_key(),
     ]
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 RUN_TIME = "4 min"
 
+LATE = 5.0  # from this log t on log t is about the smallest margin, as theory takes it to be
 WIDTH = "width-"  # before the names of runs with other widths
 MARKS = {0.1: "o", 0.03: "s", 0.01: "^"}
 
@@ -113,9 +114,10 @@ def _times(runs: Runs) -> list[tuple[Trajectory, float, float, float]]:
     chosen = [of(runs, 2, name)[0] for name in (*HOMOGENEOUS, *HYPERBOLIC)]
     chosen += [run for name, run in runs.items() if name.startswith(WIDTH)]
     return [
-        (run, epsilon, aligned_since(run, epsilon), aligned_by_theory(run, epsilon))
+        (run, epsilon, aligned_since(run, epsilon), theory)
         for run in chosen
         for epsilon in EPSILONS
+        if (theory := aligned_by_theory(run, epsilon)) > LATE
     ]
 
 
@@ -138,7 +140,7 @@ def _draw_times(axis: Axes, times: list[tuple[Trajectory, float, float, float]])
             axis.plot(theory, measured, MARKS[epsilon], color=colour(run.flow.potential), ms=4)
     for epsilon, mark in MARKS.items():
         axis.plot([], [], mark, color="0.3", ms=4, label=f"ε = {epsilon:g}")
-    ends = (1.0, max(theory for *_, theory in times))
+    ends = (LATE, max(theory for *_, theory in times))
     axis.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
     axis.set(xscale="log", yscale="log", ylabel=r"aligned from $\log t$ on, measured")
     axis.set_xlabel(r"$\log t$ at the latest, Appendix H")

@@ -59,12 +59,11 @@ def column_tables(
 ) -> list[ResultTable]:
     """Margins where the paper stops, at the limit, and over those of the column's owner."""
     stops = (LogInverseLoss(LOSS), LogInverseLoss(limit))
+    places = ("loss 1e-50", f"log(1/loss) = {short(limit)}")
     found = [{name: margins(of(runs, layers, name), it) for name in POTENTIALS} for it in stops]
     named = [
         _margin_table(f"L_k-margins of {_seeds(measured)} at {where}", measured)
-        for measured, where in zip(
-            found, ("loss 1e-50", f"log(1/loss) = {short(limit)}"), strict=True
-        )
+        for measured, where in zip(found, places, strict=True)
     ]
     return [*named, _ratio_table(found, published)]
 

@@ -43,7 +43,7 @@ class Magnitudes(Students):
             run = of(runs, 3, name)[0]
             draw_magnitudes(axis, run, self.layer)
             axis.set_title(label(run.flow.potential))
-        axes[0].set_ylabel(f"weights of layer {self.layer}")
+        axes[0].set_ylabel(f"number of weights, layer {self.layer}")
         axes[0].legend(loc="upper right")
         return figure
 

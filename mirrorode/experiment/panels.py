@@ -101,6 +101,7 @@ def draw_margins(axis: Axes, runs: Runs, layers: int, names: Iterable[str], k: i
                 label=None if seed else label(run.flow.potential),
             )  # fmt: skip
     axis.set(xscale="log", yscale="log", xlabel=r"$\log(1/\mathcal{L})$", ylabel=f"$L_{k}$-margin")
+    axis.margins(y=0.12)
     paper_stops(axis)
 
 
