@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mirrorode.problem.geometries import Power
 from mirrorode.problem.potentials import (
     Euclidean,
     HyperbolicEntropy,
@@ -29,4 +30,6 @@ def label(potential: SeparablePotential) -> str:
         return f"hyperbolic, λ = {potential.lam:g}"
     if isinstance(potential, SmoothedHomogeneous):
         return f"p = {potential.p:g}, λ = {potential.lam:g}"
+    if isinstance(potential, Power):
+        return f"|θ|^{potential.p:g}"
     return "Euclidean" if isinstance(potential, Euclidean) else type(potential).__name__

@@ -167,4 +167,4 @@ def teacher_key() -> list[Line2D]:
 def spread(values: Tensor) -> str:
     """Mean ± standard deviation over seeds."""
     mean, deviation = float(values.mean()), float(values.std(correction=0))
-    return f"{mean:.3g} ± {deviation:.1g}" if len(values) > 1 else f"{mean:.4g}"
+    return f"{mean:.2e} ± {deviation:.0e}" if len(values) > 1 else f"{mean:.3e}"
