@@ -7,6 +7,7 @@ layers beside the globally largest L_2-margin of any width.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -64,7 +65,7 @@ class Residuals(Students):
         """What is left at the end."""
         rows = [
             (measure, label(POTENTIALS[name]), str(layers), f"{float(curve[0][-1]):.3g}",
-             f"{float(curve[1][-1]):.2e}")
+             _left(float(curve[1][-1])))
             for measure in MEASURES
             for layers, name, curve in _curves(runs, measure)
         ]  # fmt: skip
@@ -108,7 +109,8 @@ def _points(run: Trajectory) -> Tensor:
     """Saved points, a few a decade of log(1/𝓛)."""
     late = torch.nonzero(run.log_inverse_loss > 0.99)[:, 0]
     decades = run.log_inverse_loss[late].log10() * DECADE[int(run.flow.network.degree)]
-    first = torch.nonzero(torch.diff(decades.round(), prepend=decades[:1] - 1.0))[:, 0]
+    first = torch.diff(decades.round(), prepend=decades[:1] - 1.0) != 0
+    first[-1] = True
     return late[first]
 
 
@@ -138,6 +140,10 @@ def _global(run: Trajectory) -> Curve:
     best = global_margin(run.flow).margin
     values = 1 - norm_margin(run.flow, run.theta[late], 2) / best
     return run.log_inverse_loss[late], _shown(values)
+
+
+def _left(value: float) -> str:
+    return f"below {SMALLEST:g}" if math.isnan(value) else f"{value:.2e}"
 
 
 def _shown(values: Tensor) -> Tensor:
