@@ -14,7 +14,7 @@ import torch
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
-from mirrorode.experiment.lambdas import STYLES
+from mirrorode.experiment.lambdas import SHOWN, STYLES
 from mirrorode.experiment.long import (
     EPSILONS,
     FAST,
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 RUN_TIME = "4 min"
 
 LATE = 5.0  # from this log t on log t is about the smallest margin, as theory takes it to be
+TITLE = "When 1 − φ/Q̂^(1/α) falls below ε for good; by Appendix H, taking log t as the margin"
 WIDTH = "width-"  # before the names of runs with other widths
 MARKS = {0.1: "o", 0.03: "s", 0.01: "^"}
 
@@ -68,13 +69,19 @@ class Fig3(Students):
         for axis, name in zip(axes[0], (SLOW, FAST, "euclidean"), strict=True):
             run = of(runs, 2, name)[0]
             draw_counted(axis, run, theta_at(run, LogTime(epochs)))
-            axis.set_title(f"{label(run.flow.potential)}\nafter {paper.EPOCHS:,} epochs")
+            axis.set_title(
+                f"{label(run.flow.potential)}\nlog t = {epochs:.3g}: {paper.EPOCHS:,} epochs"
+            )
             name_axes(axis, 2, y=name == SLOW)
         for name, style in zip(HOMOGENEOUS, STYLES, strict=True):
             _draw_margin(axes[1, 0], of(runs, 2, name)[0], style)
             _draw_alignment(axes[1, 1], of(runs, 2, name)[0], style)
         axes[1, 0].set(xscale="log", xlabel=r"$\log t$", ylabel="$L_3$-margin")
         axes[1, 0].legend(loc="lower right")
+        paths = [of(runs, 2, name)[0] for name in HOMOGENEOUS]
+        largest = max(float(norm_margin(run.flow, run.theta, 3).max()) for run in paths)
+        axes[1, 0].set(xlim=(3, None), ylim=(SHOWN * largest, 1.02 * largest))
+        axes[1, 0].ticklabel_format(axis="y", scilimits=(0, 0))
         axes[1, 0].axvline(epochs, color="0.6", lw=0.7, ls="--", zorder=0)
         axes[1, 1].set(xscale="log", yscale="log", xlabel=r"$\log t$")
         axes[1, 1].set_ylabel(r"$1 - \varphi/\hat Q^{1/\alpha}$")
@@ -88,8 +95,8 @@ class Fig3(Students):
              "at the start" if measured == -math.inf else f"{measured:.4g}", f"{theory:.4g}")
             for run, epsilon, measured, theory in _times(runs)
         ]  # fmt: skip
-        columns = ("potential", "n", "ε", "log t measured", "log t at the latest, Appendix H")
-        return [ResultTable("When 1 − φ/Q̂^(1/α) falls below ε for good", columns, tuple(rows))]
+        columns = ("potential", "n", "ε", "log t measured", "log t by Appendix H")
+        return [ResultTable(TITLE, columns, tuple(rows))]
 
     def plotted(self, runs: Runs) -> ResultTable:
         """The margins and the alignment of p = 3."""
@@ -143,7 +150,7 @@ def _draw_times(axis: Axes, times: list[tuple[Trajectory, float, float, float]])
     ends = (LATE, max(theory for *_, theory in times))
     axis.plot(ends, ends, color="0.6", lw=0.8, zorder=0)
     axis.set(xscale="log", yscale="log", ylabel=r"aligned from $\log t$ on, measured")
-    axis.set_xlabel(r"$\log t$ at the latest, Appendix H")
+    axis.set_xlabel(r"$\log t$ by Appendix H")
     axis.legend(loc="upper left")
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
-from mirrorode.experiment.lambdas import STYLES
+from mirrorode.experiment.lambdas import SHOWN, STYLES
 from mirrorode.experiment.long import (
     EPOCHS,
     EPSILONS,
@@ -63,7 +63,10 @@ class Table5(Students):
         for axis in axes:
             axis.set(xscale="log", xlabel=r"$\log t$")
             _mark_epochs(axis)
-        axes[0].set(ylabel="$L_3$-margin")
+        largest = max(float(norm_margin(run.flow, run.theta, 3).max()) for run in runs.values())
+        axes[0].set(ylim=(SHOWN * largest, 1.02 * largest), xlim=(3, None))
+        axes[0].set_ylabel("$L_3$-margin")
+        axes[0].ticklabel_format(axis="y", scilimits=(0, 0))
         axes[1].set(yscale="log", ylabel=r"$1 - \varphi/\hat Q^{1/\alpha}$")
         handles, texts = axes[0].get_legend_handles_labels()
         figure.legend(handles, texts, loc="outside upper center", ncols=2)
