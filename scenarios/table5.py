@@ -6,12 +6,10 @@ Beside λ = 0.1 at the same time, for six seeds; and from when on it is within 1
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
@@ -26,6 +24,7 @@ from mirrorode.experiment.long import (
     aligned_since,
     lemma,
     moments,
+    reaches,
     since,
 )
 from mirrorode.experiment.panels import margins, plotted_margins, spread
@@ -125,7 +124,7 @@ def _arrival_table(runs: Runs) -> ResultTable:
     rows = []
     for seed, (slow, fast) in enumerate(zip(of(runs, 2, SLOW), of(runs, 2, FAST), strict=True)):
         goal = NEAR * float(norm_margin(fast.flow, fast.theta[-1], 3))
-        arrived = since(slow, _reaches(slow, goal))
+        arrived = since(slow, reaches(slow, 3, goal))
         by_horizon = [f"{aligned_since(slow, epsilon):.4g}" for epsilon in EPSILONS]
         rows.append((str(seed), f"{arrived:.4g}", *by_horizon, f"{lemma(slow.flow):.4g}"))
     columns = (
@@ -135,11 +134,6 @@ def _arrival_table(runs: Runs) -> ResultTable:
         "(pλn/2)^(L/p), Lemma 4.10",
     )
     return ResultTable("The log t from which on λ = 10 has arrived", columns, tuple(rows))
-
-
-def _reaches(run: Trajectory, goal: float) -> Callable[[Tensor], bool]:
-    """Whether the L_3-margin at θ is at least ``goal``."""
-    return lambda theta: float(norm_margin(run.flow, theta, 3)) >= goal
 
 
 SCENARIO = Table5

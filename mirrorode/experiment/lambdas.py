@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.long import NEAR, aligned_since, reaches, since
 from mirrorode.experiment.panels import (
     active,
     draw_counted,
@@ -39,6 +40,8 @@ ALIGNED = 0.1
 WHY = ": there λ decides which KKT point is approached, and these are not ordered"
 SHOWN = 0.5
 """Share of the largest margin from which on margins are drawn."""
+ENDS = (0.1, 0.01)
+NEVER = ("at the start", "not reached")
 STYLES = (":", "--", "-")
 """Of the curves, from the largest λ to the smallest."""
 
@@ -168,7 +171,7 @@ class LambdaTable(Lambdas):
             for title, rule in self._times
         }
         named = [self._margin_table(title, values) for title, values in found.items()]
-        return [*named, self._order_table(found, runs)]
+        return [*named, self._order_table(found, runs), self._arrival_table(runs)]
 
     def plotted(self, runs: Runs) -> ResultTable:
         """The margins at every saved point of every run."""
@@ -207,6 +210,25 @@ class LambdaTable(Lambdas):
         steps = (f"λ {paper.lam(one):g} → {paper.lam(two):g}" for one, two in pairs)
         columns = ("where", *steps, "1 − φ/Q̂^(1/α), by λ", "why not for all seeds")
         title = f"For how many seeds does the L_{self._own}-margin rise as λ falls?"
+        return ResultTable(title, columns, tuple(rows))
+
+    def _arrival_table(self, runs: Runs) -> ResultTable:
+        """From which log t on each λ is where the smallest is at the end, of seed 0."""
+        rows = []
+        last = of(runs, self._layers, self._names[-1])[0]
+        final = float(norm_margin(last.flow, last.theta[-1], self._own))
+        for name in self._names:
+            run = of(runs, self._layers, name)[0]
+            end = float(norm_margin(run.flow, run.theta[-1], self._own)) / final
+            times = [since(run, reaches(run, self._own, NEAR * final))]
+            times += [aligned_since(run, epsilon) for epsilon in ENDS]
+            shown = [f"{time:.4g}" if math.isfinite(time) else NEVER[time > 0] for time in times]
+            rows.append((f"{paper.lam(name):g}", *shown, f"{end:.4f}"))
+        columns = (
+            "λ", f"margin at {NEAR:g} of the limit of the smallest λ",
+            *(f"1 − φ/Q̂^(1/α) ≤ {epsilon:g}" for epsilon in ENDS), "margin at the end, in those",
+        )  # fmt: skip
+        title = f"The log t from which on it is so, L_{self._own}-margin of student seed 0"
         return ResultTable(title, columns, tuple(rows))
 
     def _gap(self, runs: Runs, name: str, rule: StoppingRule) -> float:

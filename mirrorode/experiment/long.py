@@ -43,7 +43,10 @@ def moments(limit: float) -> list[tuple[str, LogTime]]:
 
 
 def since(run: Trajectory, holds: Callable[[Tensor], bool]) -> float:
-    """The log t from which on ``holds`` of θ up to the end; infinite if it does not there."""
+    """The log t from which on ``holds`` of θ up to the end; infinite if it does not there.
+
+    That of a saved point where there is no dense output.
+    """
     flags = [holds(theta) for theta in run.theta]
     if not flags[-1]:
         return math.inf
@@ -53,10 +56,15 @@ def since(run: Trajectory, holds: Callable[[Tensor], bool]) -> float:
     low, high = float(run.log_time[first]), float(run.log_time[first + 1])
     if not math.isfinite(low):
         low = high - 10.0
-    for _ in range(BISECTIONS):
+    for _ in range(BISECTIONS if run.steps else 0):
         middle = 0.5 * (low + high)
         low, high = (low, middle) if holds(run.at(log_time=middle)) else (middle, high)
     return high
+
+
+def reaches(run: Trajectory, k: int, goal: float) -> Callable[[Tensor], bool]:
+    """Whether the L_k-margin at θ is at least ``goal``."""
+    return lambda theta: float(norm_margin(run.flow, theta, k)) >= goal
 
 
 def aligned_since(run: Trajectory, epsilon: float) -> float:

@@ -57,7 +57,7 @@ class Students(Scenario):
 
     def quick(self) -> Self:
         """One small student a potential, on fewer points and not as far."""
-        return replace(self, seeds=1, neurons=8, samples=16, limit=1e4, rtol=1e-3)
+        return replace(self, seeds=1, neurons=10, samples=30, limit=1e5, rtol=1e-4)
 
     def jobs(self, device: str) -> list[Job]:
         """One trajectory a potential, number of layers and seed."""
