@@ -2,11 +2,15 @@
 
 import csv
 import json
+import math
 
 import pytest
 
-from mirrorode.experiment import scenario
-from mirrorode.experiment.students import Students
+import mirrorode as mo
+from mirrorode.experiment import paper, scenario
+from mirrorode.experiment.long import aligned_by_theory, aligned_since
+from mirrorode.experiment.students import Students, theta_at
+from mirrorode.theory.alignment import misaligned
 from tests.experiment.commands import call
 
 NAMES = [it.name for it in scenario.entries() if issubclass(scenario.load(it.name), Students)]
@@ -70,3 +74,27 @@ def test_each_potential_wins_its_own_column(home, name):
             rows = list(csv.DictReader(file))
         for row, column in zip(rows, ("L_1", "L_2", "L_3"), strict=True):
             assert row[column].endswith("★ 1/1")
+
+
+def test_alignment_is_timed_by_dense_output(home):
+    """At the log t that is told 1 − φ/Q̂^{1/α} is ε; earlier more, and it never comes back."""
+    run = mo.Trajectory.load(next(home.glob("runs/students-2-10-1-*/p3-10-seed0/trajectory.npz")))
+    since = aligned_since(run, 0.03)
+    gap = [float(misaligned(run.flow, run.at(log_time=time))) for time in (since - 1, since)]
+    assert gap[1] == pytest.approx(0.03, rel=1e-6)
+    assert gap[0] > 0.03
+    assert aligned_since(run, 1e-9) == math.inf
+    assert aligned_since(run, 1.0) == -math.inf
+    # Three times nearer takes nine times as long: the exponent L/(p − 2) is two.
+    assert aligned_by_theory(run, 0.01) == pytest.approx(9 * aligned_by_theory(run, 0.03))
+
+
+def test_deep_students_are_stored_without_dense_output(home):
+    """Only the points that figures and tables are about, with those of the paper among them."""
+    path = next(home.glob("runs/students-2-10-10-1-*/deep-p3-seed0/trajectory.npz"))
+    run = mo.Trajectory.load(path)
+    assert run.steps == ()
+    assert len(run.log_time) < 40
+    theta = theta_at(run, mo.LogInverseLoss(paper.LOSS))
+    assert float(run.flow.log_inverse_loss(theta)) == pytest.approx(paper.LOSS, rel=1e-9)
+    assert theta_at(run, mo.LogInverseLoss(20.0)) is None
