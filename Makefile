@@ -29,6 +29,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/late_phase.py
 	$(BIN)/python benchmarks/inclusion.py
 	$(BIN)/python benchmarks/balance.py
+	$(BIN)/python benchmarks/cosh.py
 
 docs: $(STAMP) $(DOCS_STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
