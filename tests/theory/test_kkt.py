@@ -149,7 +149,7 @@ def test_without_kink_coefficients_it_does_not(far_run):
     found = mo.kkt(flow, path[-1])
     inside = (found.kink_coefficients > 0.01) & (found.kink_coefficients < 0.99)
     assert bool(inside.any())
-    # How large it is depends on where a step, which round-off moves, has left the sliding pairs.
+    # 0.036 has been seen on one machine and more than 0.1 on another, for a reason not yet known.
     assert mo.kkt(flow, path[-1], clarke=False).residual > 0.02 > 10 * found.residual
 
 
