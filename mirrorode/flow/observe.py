@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any
 
 import torch
@@ -35,7 +36,8 @@ class Observable:
 
     def __post_init__(self) -> None:
         require(callable(self.function), "function", "be callable", repr(self.function))
-        fine = self.at is None or all(isinstance(rule, StoppingRule) for rule in self.at)
+        rules = () if self.at is None else self.at
+        fine = isinstance(rules, Sequence) and all(isinstance(it, StoppingRule) for it in rules)
         require(fine, "at", "hold stopping rules", self.at)
         named = self.name or getattr(self.function, "__name__", type(self.function).__name__)
         object.__setattr__(self, "name", named)
@@ -122,6 +124,9 @@ def split(saveat: Any) -> tuple[list[StoppingRule] | None, list[Observable]]:
     return rules, found
 
 
-def observers(observables: Iterable[Observable]) -> list[Observer]:
-    """One for each, with nothing seen."""
-    return [Observer(one, None if one.at is None else list(one.at)) for one in observables]
+def observers(observables: Iterable[Observable], loss: float) -> list[Observer]:
+    """One for each, with nothing seen; rules that the start at ``loss`` has met are no rules."""
+    return [
+        Observer(one, None if one.at is None else [it for it in one.at if not it.met(-inf, loss)])
+        for one in observables
+    ]

@@ -148,13 +148,13 @@ class Recorder:
     ) -> None:
         self.until, self.max_steps, self.progress = until, max_steps, progress
         rules, observables = split(saveat)
-        self.save_all, self.observers = rules is None, observers(observables)
-        self.potential = flow.potential
+        self.save_all, self.potential = rules is None, flow.potential
         self.points: list[tuple[float, float, Tensor, float]] = []
         self.steps: list[DenseStep] = []
         self.message = ""
         loss = float(flow.log_inverse_loss(theta0))
         self.pending = [rule for rule in rules or () if not rule.met(-torch.inf, loss)]
+        self.observers = observers(observables, loss)
         self.history: list[tuple[float, float]] = []
         self._last = (-torch.inf, loss, flow.potential.gradient(theta0), 0.0)
         self.points.append(self._last)

@@ -260,12 +260,19 @@ class Radial(Potential):
 
 
 def _norm(theta: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(theta, dim=-1, keepdim=True)
+    """‖θ‖₂, (…, 1), in units of the largest entry: squares of 1e-200 and 1e200 are no numbers."""
+    size = _largest(theta)
+    return size * torch.linalg.vector_norm(theta / size, dim=-1, keepdim=True)
 
 
 def _unit(theta: Tensor) -> Tensor:
     """θ/‖θ‖₂; zero of zero."""
-    return theta / _norm(theta).clamp(min=math.ulp(0.0))
+    scaled = theta / _largest(theta)
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp(min=0.5)
+
+
+def _largest(theta: Tensor) -> Tensor:
+    return theta.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(theta.dtype).tiny)
 
 
 def for_width(

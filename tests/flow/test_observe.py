@@ -59,6 +59,15 @@ def test_stored(tmp_path, method):
     assert len(again) > 1
 
 
+def test_what_the_start_has_passed_is_not_looked_at():
+    """As for states: the start is at log(1/loss) = −0.3 or so, not at −5."""
+    early = mo.Observable(size, [mo.LogInverseLoss(-5.0), mo.LogInverseLoss(2.0)])
+    run = mo.solve(LINEAR, START, until=mo.LogInverseLoss(3.0), saveat=[early])
+    torch.testing.assert_close(
+        run.observed["size"].log_inverse_loss, torch.tensor([2.0]).double(), rtol=1e-9, atol=0
+    )
+
+
 def test_numbers_keep_their_digits():
     run = mo.solve(LINEAR, START, until=mo.LogTime(1.0), saveat=[lambda log_time, _: log_time])
     seen = run.observed["<lambda>"]
@@ -85,6 +94,7 @@ def test_what_fails_ends_nothing():
         (lambda: [size, size], "`saveat` must hold observables of different names, but is size"),
         (lambda: "ab", "`saveat` must be a list of rules and functions, but is 'ab'"),
         (lambda: [mo.Observable(3)], "`function` must be callable, but is 3"),
+        (lambda: [mo.Observable(size, 3)], "`at` must hold stopping rules, but is 3"),
         (lambda: [mo.Observable(size, [1.0])], r"`at` must hold stopping rules, but is \[1.0\]"),
     ],
 )
