@@ -4,9 +4,9 @@ For f = w·x the field G = Σ p_i y_i x_i is the gradient of a concave ℓ, and 
 of the implicit Euler method is the minimum of a convex function. It is found in θ, with sinh θ in
 units of e^M: nothing overflows. Late in training G is constant to round-off (the softmax weights
 are the dual of the linear program), and such a step is exact, however long: z = ∫G dσ forgets what
-it began with. `solve` goes to ``begin`` times the best margin, one step from there to each line; the
-last line of the output compares such a step with `solve` where both reach, and beyond that the lines
-rest on the argument alone.
+it began with. `solve` goes to ``begin`` times the best margin, one step from there to each line;
+the last line of the output compares such a step with `solve` where both reach, and beyond that the
+lines rest on the argument alone.
 
     python benchmarks/cosh.py
 """

@@ -61,7 +61,7 @@ class MirrorFlow:
 
     @property
     def pairs(self) -> int:
-        """The number of kinks: pairs of a sample and a unit whose slope changes at zero."""
+        """The number of kinks, pairs of a sample and a unit whose slope changes at zero."""
         layers = zip(self.network.units, self.network.slopes, strict=True)
         return len(self.dataset) * sum(units for units, (off, on) in layers if off != on)
 

@@ -234,10 +234,10 @@ class Trajectory:
         for k in (1, 2, 3):
             size = torch.linalg.vector_norm(self.theta, ord=k, dim=-1)
             right.plot(loss, (q_min / size**self.flow.network.degree).cpu(), label=f"$L_{k}$")
-        right.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel="margin", yscale="symlog")
+        right.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel="margin")
         right.legend()
         for axes in (left, right):
-            axes.set_xscale("symlog")
+            axes.set_xscale("symlog", linthresh=10)
         return figure
 
     def save(self, path: str | Path) -> None:
