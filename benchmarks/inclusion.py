@@ -85,7 +85,7 @@ class Measured:
         residual: |∫‖G‖²_D dσ − Δ log(1/𝓛)| over what was integrated.
     """
 
-    potential: mo.SeparablePotential
+    potential: mo.Potential
     method: str
     setting: str
     evaluations: int

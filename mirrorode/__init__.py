@@ -14,9 +14,11 @@ _HOME = {
     "InputError": "mirrorode.problem.errors",
     "Cosh": "mirrorode.problem.geometries",
     "Power": "mirrorode.problem.geometries",
+    "Radial": "mirrorode.problem.geometries",
     "Scaled": "mirrorode.problem.geometries",
     "for_width": "mirrorode.problem.geometries",
     "Layerwise": "mirrorode.problem.layerwise",
+    "Potential": "mirrorode.problem.mirror",
     "Network": "mirrorode.problem.modules",
     "MLP": "mirrorode.problem.networks",
     "DiagonalLinear": "mirrorode.problem.networks",
@@ -25,6 +27,8 @@ _HOME = {
     "SeparablePotential": "mirrorode.problem.potentials",
     "SmoothedHomogeneous": "mirrorode.problem.potentials",
     "MirrorFlow": "mirrorode.flow.mirror_flow",
+    "Observable": "mirrorode.flow.observe",
+    "Observed": "mirrorode.flow.observe",
     "solve": "mirrorode.flow.solve",
     "LogInverseLoss": "mirrorode.flow.stopping",
     "LogTime": "mirrorode.flow.stopping",
@@ -55,6 +59,8 @@ __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
     from mirrorode.flow.mirror_flow import MirrorFlow as MirrorFlow
+    from mirrorode.flow.observe import Observable as Observable
+    from mirrorode.flow.observe import Observed as Observed
     from mirrorode.flow.solve import solve as solve
     from mirrorode.flow.stopping import LogInverseLoss as LogInverseLoss
     from mirrorode.flow.stopping import LogTime as LogTime
@@ -68,9 +74,11 @@ if TYPE_CHECKING:
     from mirrorode.problem.errors import InputError as InputError
     from mirrorode.problem.geometries import Cosh as Cosh
     from mirrorode.problem.geometries import Power as Power
+    from mirrorode.problem.geometries import Radial as Radial
     from mirrorode.problem.geometries import Scaled as Scaled
     from mirrorode.problem.geometries import for_width as for_width
     from mirrorode.problem.layerwise import Layerwise as Layerwise
+    from mirrorode.problem.mirror import Potential as Potential
     from mirrorode.problem.modules import Network as Network
     from mirrorode.problem.networks import MLP as MLP
     from mirrorode.problem.networks import DiagonalLinear as DiagonalLinear

@@ -15,7 +15,7 @@ from torch import Tensor
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import Trajectory
 from mirrorode.problem.errors import require, require_number
-from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.mirror import Potential
 from mirrorode.theory.balance import invariants
 
 PROBES = 16  # coordinates that are looked at for whether a potential is separable
@@ -87,9 +87,9 @@ def assert_balanced_along(flow: MirrorFlow, theta: Tensor, rtol: float = 1e-3) -
         )
 
 
-def _assert_separable(potential: SeparablePotential, theta: Tensor) -> None:
-    """r' of a coordinate must not change with the others."""
-    if len(theta) < 2:
+def _assert_separable(potential: Potential, theta: Tensor) -> None:
+    """r' of a coordinate must not change with the others, if they are said not to be coupled."""
+    if len(theta) < 2 or not potential.separable:
         return
     others = theta.clone()
     # Half of a small network at most: what is not looked at is what moves.

@@ -117,7 +117,7 @@ class Fig1(Scenario):
         return ResultTable("Curves of figure 1", ("kind", "curve", "first", "second"), tuple(rows))
 
 
-def _weight(potential: mo.SeparablePotential, term: Tensor) -> Tensor:
+def _weight(potential: mo.Potential, term: Tensor) -> Tensor:
     """The t ≥ 0 with κ̃(t) = ``term``, elementwise.
 
     Newton in log t, where κ̃ is nearly straight: its slope is between 1 and 3 everywhere.

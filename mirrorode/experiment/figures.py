@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from mirrorode.problem.geometries import Power
-from mirrorode.problem.potentials import (
-    Euclidean,
-    HyperbolicEntropy,
-    SeparablePotential,
-    SmoothedHomogeneous,
-)
+from mirrorode.problem.mirror import Potential
+from mirrorode.problem.potentials import Euclidean, HyperbolicEntropy, SmoothedHomogeneous
 
 # Okabe and Ito's palette: told apart by colour-blind readers and in grey.
 TEACHER = "#D55E00"
 _OTHER = "#CC79A7"
 
 
-def colour(potential: SeparablePotential) -> str:
+def colour(potential: Potential) -> str:
     """The colour of a potential."""
     if isinstance(potential, HyperbolicEntropy):
         return "#0072B2"
@@ -24,7 +20,7 @@ def colour(potential: SeparablePotential) -> str:
     return "#009E73" if isinstance(potential, SmoothedHomogeneous) else _OTHER
 
 
-def label(potential: SeparablePotential) -> str:
+def label(potential: Potential) -> str:
     """The name of a potential in legends and tables."""
     if isinstance(potential, HyperbolicEntropy):
         return f"hyperbolic, λ = {potential.lam:g}"

@@ -18,7 +18,7 @@ from scipy.sparse import coo_array
 from torch import Tensor
 
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.symmetries import Symmetries
 
 LONGEST = 1.5  # change of s in one Newton step: without a limit the scalar iteration diverges
@@ -43,9 +43,12 @@ class Terms:
     scale: Tensor
 
     @classmethod
-    def at(cls, units: Symmetries, potential: SeparablePotential, theta: Tensor) -> Terms:
-        """Of the units at ``theta`` (…, n)."""
+    def at(cls, units: Symmetries, potential: Potential, theta: Tensor) -> Terms:
+        """Of the units at ``theta`` (…, n); those that are laws are told by `hold`."""
         kappa = potential.balance_term(theta)
+        if not potential.separable:  # equal shares, of which laws take whole terms
+            parts = potential.parts(theta.shape[-1]).to(theta.device)
+            kappa = (kappa / torch.bincount(parts))[..., parts]
         into, out = units.into(kappa), units.out_of(kappa)
         return cls(into - out, into + out)
 
@@ -65,11 +68,40 @@ class Terms:
         return self.drifts(target).amax(-1)
 
 
-def drifts(units: Symmetries, potential: SeparablePotential, theta: Tensor) -> Tensor:
+def hold(units: Symmetries, potential: Potential) -> tuple[Tensor, Tensor]:
+    """Which units (J,) and which hidden layers (layers,) have a law under ``potential``.
+
+    d/dt Σ c_k κ̃_k = 0 over coordinates with the multipliers c of a symmetry, and so over the terms
+    of R if all coordinates of each have the same c. Where coordinates are not coupled all do.
+    """
+    count = int(units.layer.max()) if len(units) else 0
+    if potential.separable:
+        return torch.ones_like(units.layer, dtype=torch.bool), torch.ones(count, dtype=torch.bool)
+    n, like = len(units.source), units.degree
+    multipliers = like.new_zeros(len(units) + 1, n)
+    columns = torch.arange(n, device=like.device)
+    multipliers[units.target, columns] += 1
+    multipliers[units.source, columns] -= units.degree
+    of_units = multipliers[1:]
+    of_layers = like.new_zeros(count, n).index_add(0, units.layer - 1, of_units)
+    parts = potential.parts(n).to(like.device)
+
+    def same(rows: Tensor) -> Tensor:
+        index, ends = parts.expand_as(rows), rows.new_zeros(len(rows), int(parts.max()) + 1)
+        largest, least = (
+            ends.scatter_reduce(1, index, rows, it, include_self=False) for it in ("amax", "amin")
+        )
+        return (largest == least).all(1)
+
+    return same(of_units), same(of_layers)
+
+
+def drifts(units: Symmetries, potential: Potential, theta: Tensor) -> Tensor | None:
     """Relative drifts since the first of ``theta`` (T, n), of units, then layers: (T, laws)."""
     terms = Terms.at(units, potential, theta)
-    both = (terms, terms.of_layers(units))
-    return torch.cat([part.drifts(part.value[0]) for part in both], -1)
+    pairs = zip((terms, terms.of_layers(units)), hold(units, potential), strict=True)
+    found = torch.cat([part.drifts(part.value[0])[:, laws] for part, laws in pairs], -1)
+    return found if found.shape[1] else None
 
 
 def corrected(flow: MirrorFlow, theta: Tensor) -> Restored:
@@ -94,9 +126,7 @@ class Restored:
     left: dict[str, int]
 
 
-def restore(
-    units: Symmetries, potential: SeparablePotential, theta: Tensor, target: Tensor
-) -> Restored:
+def restore(units: Symmetries, potential: Potential, theta: Tensor, target: Tensor) -> Restored:
     """Rescale the units at each of ``theta`` (T, n) so that their laws are ``target`` (J,).
 
     Units for which there is no solution, or more than one, are recognised beforehand and left:
@@ -212,7 +242,7 @@ def _reached(start: Tensor, end: Tensor, used: Tensor, given: Tensor) -> Tensor:
 
 def _newton(
     units: Symmetries,
-    potential: SeparablePotential,
+    potential: Potential,
     theta: Tensor,
     target: Tensor,
     free: Tensor,
@@ -249,7 +279,7 @@ def _newton(
     return torch.where(solved[:, None], best, theta), count, solved
 
 
-def curvature(potential: SeparablePotential, theta: Tensor) -> Tensor:
+def curvature(potential: Potential, theta: Tensor) -> Tensor:
     """t² r''(t) = dκ̃(t e^u)/du at u = 0, elementwise; 0 at t = 0."""
     return torch.where(theta == 0, 0.0, theta * (theta / potential.inverse_hessian(theta)))
 

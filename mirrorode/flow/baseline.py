@@ -19,6 +19,7 @@ from torchdiffeq._impl.odeint import SOLVERS  # the only list of its methods tha
 from torchdiffeq._impl.solvers import AdaptiveStepsizeODESolver
 
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.step import speed
 from mirrorode.flow.trajectory import Stats, Status
 from mirrorode.problem.errors import require
 
@@ -58,8 +59,8 @@ class _Field(torch.nn.Module):
             raise _OutOfSteps
         theta = self.flow.potential.inverse_gradient(state[:-1])
         loss, field = self.flow.log_inverse_loss(theta), self.flow.vector_field(theta)
-        speed = (self.flow.potential.inverse_hessian(theta) * field.square()).sum(0, keepdim=True)
-        slope = torch.exp(self.log_tau + sigma - loss) * torch.cat([field, speed])
+        lost = speed(self.flow, theta, field)[None]
+        slope = torch.exp(self.log_tau + sigma - loss) * torch.cat([field, lost])
         # A step that is far too long overflows the loss; torchdiffeq rejects a huge error and
         # goes on, but a NaN one sets its step to zero and ends the run.
         return torch.nan_to_num(slope, HUGE, HUGE, -HUGE).clamp(-HUGE, HUGE)

@@ -12,13 +12,13 @@ from torch import Tensor
 from mirrorode.problem import geometries, layerwise, potentials
 from mirrorode.problem.errors import InputError
 from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.networks import MLP, DiagonalLinear
-from mirrorode.problem.potentials import SeparablePotential
 
 
 def describe(value: Any) -> Any:
     """A potential, or one of its fields."""
-    if isinstance(value, SeparablePotential):
+    if isinstance(value, Potential):
         own: list[str] = [it.name for it in fields(value) if it.init] if is_dataclass(value) else []
         named = {name: describe(getattr(value, name)) for name in own}
         home = type(value).__module__
@@ -32,7 +32,7 @@ def describe(value: Any) -> Any:
     return value if isinstance(value, int | float | str | bool | None) else repr(value)
 
 
-def rebuild(description: dict[str, Any]) -> SeparablePotential:
+def rebuild(description: dict[str, Any]) -> Potential:
     """The potential of a description.
 
     Raises:
@@ -42,7 +42,7 @@ def rebuild(description: dict[str, Any]) -> SeparablePotential:
     name = named.pop("kind")
     found = (getattr(home, name, None) for home in (potentials, geometries, layerwise))
     kind = next((it for it in found if it is not None), None)
-    if not (isinstance(kind, type) and issubclass(kind, SeparablePotential)):
+    if not (isinstance(kind, type) and issubclass(kind, Potential)):
         raise InputError("`flow` must be given to load a trajectory of a potential of one's own")
     return kind(**{it: _field(value) for it, value in named.items()})
 

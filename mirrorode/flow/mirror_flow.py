@@ -19,7 +19,7 @@ from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require, require_finite
 from mirrorode.problem.homogeneous import HomogeneousNetwork
 from mirrorode.problem.layerwise import Layerwise
-from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.symmetries import Symmetries, find
 
 AT_ONCE = 1 << 17  # pairs of a sample and a unit evaluated together: a megabyte, of any data set
@@ -37,13 +37,13 @@ class MirrorFlow:
 
     network: HomogeneousNetwork
     dataset: Dataset
-    potential: SeparablePotential
+    potential: Potential
 
     def __post_init__(self) -> None:
         kinds = (
             ("network", HomogeneousNetwork, "an MLP, a DiagonalLinear or a Network"),
             ("dataset", Dataset, "a Dataset"),
-            ("potential", SeparablePotential, "a SeparablePotential"),
+            ("potential", Potential, "a SeparablePotential or another Potential"),
         )
         for name, kind, must in kinds:
             value = getattr(self, name)
@@ -61,7 +61,7 @@ class MirrorFlow:
 
     @property
     def pairs(self) -> int:
-        """The number of kinks: pairs of a sample and a unit whose slope changes at zero."""
+        """The number of kinks, pairs of a sample and a unit whose slope changes at zero."""
         layers = zip(self.network.units, self.network.slopes, strict=True)
         return len(self.dataset) * sum(units for units, (off, on) in layers if off != on)
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow.surfaces import Surfaces
-from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.mirror import Potential
 
 LARGEST_METRIC = 1e90  # where the Hessian vanishes (λ = 0 at a zero weight) D is kept finite
 
@@ -53,7 +53,7 @@ class Drive:
         moving: 1, or 0 where the output weights are constants.
     """
 
-    potential: SeparablePotential
+    potential: Potential
     surfaces: Surfaces
     base: Tensor
     strength: Tensor

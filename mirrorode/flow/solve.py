@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mirrorode.flow import balance, baseline, integrate, through, two_layer
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.observe import Function, Observable, observers, split
 from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
@@ -34,7 +36,7 @@ def solve(
     method: str = "auto",
     rtol: float = 1e-6,
     atol: float = 1e-9,
-    saveat: Sequence[StoppingRule] | None = None,
+    saveat: Sequence[StoppingRule | Observable | Function] | None = None,
     max_steps: int = 100_000,
     correct_balance: bool = True,
     progress: Progress | None = None,
@@ -46,14 +48,16 @@ def solve(
         theta0: the start (n,), or a batch of starts (B, n).
         until: where to stop; met exactly (to 1e-10 relative), not at the next step.
         method: "auto", the integrator of the project: implicit collocation of order 5 with kinks
-            crossed inside steps and sliding followed; with a million kinks or more an explicit
-            pair steps through them, and status, statistics and verdicts say so. Or any method of
-            torchdiffeq, such as "dopri5", in log time and through kinks: a baseline.
+            crossed inside steps and sliding followed; with a million kinks or more, and where the
+            potential is not separable, an explicit method steps through them, and status,
+            statistics and verdicts say so. Or any method of torchdiffeq, such as "dopri5", in log
+            time and through kinks: a baseline.
         rtol: relative tolerance of the dual variable, and of log t.
         atol: absolute tolerance of the dual variable, for a dual of size one.
         saveat: stopping rules that are met exactly and saved, beside start and end; every accepted
             step is saved if None. Where kinks are stepped through nothing else is kept, and there
-            is no dense output between.
+            is no dense output between. Functions of (log t, θ) among them are called at every
+            accepted step, and an `Observable` where it says: `Trajectory.observed` has the values.
         max_steps: accepted steps before the run ends with `Status.MAX_STEPS`.
         correct_balance: whether what is saved, and what `Trajectory.at` returns, is put back on the
             balance manifold of the start, along the rescaling orbit, which leaves the network
@@ -70,9 +74,7 @@ def solve(
     """
     theta0 = flow.check_start(theta0)
     require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
-    require(saveat is None or isinstance(saveat, Sequence), "saveat", "be a list of rules", saveat)
-    for rule in saveat or ():
-        require(isinstance(rule, StoppingRule), "saveat", "hold stopping rules", rule)
+    split(saveat)
     require_number(rtol, "rtol", "be positive", 0.0, strict=True)
     require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
     require(rtol < 1, "rtol", "be below 1", rtol)
@@ -93,7 +95,7 @@ def _solve_one(
     method: str,
     rtol: float,
     atol: float,
-    saveat: Sequence[StoppingRule] | None,
+    saveat: Sequence[Any] | None,
     max_steps: int,
     correct_balance: bool,
     progress: Progress | None,
@@ -110,6 +112,8 @@ def _solve_one(
     log_time, loss, dual, dissipated = recorder.saved()
     theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
     drift = None
+    # Layers alone, where the potential couples the weights of units, are left as integrated.
+    correct_balance &= flow.potential.separable
     if len(flow.symmetries):
         drift = balance.drifts(flow.symmetries, flow.potential, theta)
         if correct_balance and len(theta) > 1:
@@ -120,10 +124,13 @@ def _solve_one(
     stats.wall_seconds = time.perf_counter() - begun
     message = recorder.message or status.value
     if method == "auto" and stats.through_kinks:
-        message += f"; {through.NOTE.format(flow.pairs)}"
+        message += f"; {through.why(flow)}"
+    for observer in recorder.observers:
+        message += f"; {observer.failed}" if observer.failed else ""
+    observed = {one.observable.name: one.observed(log_time) for one in recorder.observers}
     return Trajectory(
         flow, log_time, loss, theta, dual, tuple(recorder.steps), events, stats, status,
-        message, method, rtol, dissipated, drift, correct_balance,
+        message, method, rtol, dissipated, drift, correct_balance, observed,
     )  # fmt: skip
 
 
@@ -135,25 +142,29 @@ class Recorder:
         flow: MirrorFlow,
         theta0: Tensor,
         until: StoppingRule,
-        saveat: Sequence[StoppingRule] | None,
+        saveat: Sequence[Any] | None,
         max_steps: int,
         progress: Progress | None,
     ) -> None:
         self.until, self.max_steps, self.progress = until, max_steps, progress
-        self.save_all = saveat is None
+        rules, observables = split(saveat)
+        self.save_all, self.potential = rules is None, flow.potential
         self.points: list[tuple[float, float, Tensor, float]] = []
         self.steps: list[DenseStep] = []
         self.message = ""
         loss = float(flow.log_inverse_loss(theta0))
-        self.pending = [rule for rule in saveat or () if not rule.met(-torch.inf, loss)]
+        self.pending = [rule for rule in rules or () if not rule.met(-torch.inf, loss)]
+        self.observers = observers(observables, loss)
         self.history: list[tuple[float, float]] = []
         self._last = (-torch.inf, loss, flow.potential.gradient(theta0), 0.0)
         self.points.append(self._last)
+        self._observe(lambda: theta0)
 
     @property
     def rules(self) -> list[StoppingRule]:
         """Where the next step must not go beyond."""
-        return [self.until, *self.pending]
+        observed = [rule for one in self.observers for rule in one.pending or ()]
+        return [self.until, *self.pending, *observed]
 
     def add(
         self, log_time: float, loss: float, dual: Tensor, dissipated: float, stats: Stats
@@ -165,9 +176,14 @@ class Recorder:
         over = self._over(log_time, loss, stats)
         if self.save_all or due or over:
             self.points.append(self._last)
+        self._observe(cache(lambda: self.potential.inverse_gradient(dual)))
         if self.progress is not None:
             self.progress(log_time, loss, stats)
         return over
+
+    def _observe(self, theta: Callable[[], Tensor]) -> None:
+        for observer in self.observers:
+            observer.see(*self._last[:2], theta)
 
     def _over(self, log_time: float, loss: float, stats: Stats) -> Status | None:
         if self.until.met(log_time, loss):
@@ -193,7 +209,7 @@ class Recorder:
 
 def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
     """How to integrate: a state, of which dual, loss and log t are read, and what advances it."""
-    if run.flow.pairs >= through.MANY:
+    if run.flow.pairs >= through.MANY or not run.flow.potential.separable:
         return through.start(run, theta0), through.advance
     layout = Layout.of(run.flow.network, theta0)
     if layout is None or not run.flow.potential.uniform:

@@ -148,6 +148,13 @@ def metric(flow: MirrorFlow, theta: Tensor) -> Tensor:
     return flow.potential.inverse_hessian(theta).clamp(max=largest)
 
 
+def speed(flow: MirrorFlow, theta: Tensor, direction: Tensor) -> Tensor:
+    """‖G‖²_D of a G (n,)."""
+    if flow.potential.separable:
+        return (metric(flow, theta) * direction.square()).sum()
+    return (direction * flow.potential.precondition(theta, direction)).sum()
+
+
 def push_signals(network: HomogeneousNetwork, weighted: list[Tensor]) -> list[Tensor]:
     """What switching on adds of each normal to Σ c_i ∂f_i, from signals times c_i."""
     slopes = zip(network.slopes, weighted, strict=True)

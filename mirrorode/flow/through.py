@@ -1,4 +1,4 @@
-"""Networks with too many kinks to locate: an explicit method that steps through them.
+"""Networks with too many kinks to locate, and potentials whose D is not diagonal: through kinks.
 
 One kink of millions changes the velocity by little, and a step across thousands sees their mean.
 Nothing is located and nothing is slid along: where pairs slide, the sign-based field chatters, in
@@ -25,15 +25,16 @@ from mirrorode.flow import chebyshev, radau
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.explicit import ATTEMPTS, SMALLEST, first_step, step_scale
 from mirrorode.flow.landing import land
+from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.state import Run
-from mirrorode.flow.step import metric
+from mirrorode.flow.step import speed
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Status
 
 MANY = 1_000_000  # kinks from which they are stepped through
-NOTE = "kinks were stepped through: {:,} pairs of a sample and a unit are too many to locate"
 PROBE = 0.1  # of a step: how far the Jacobian is probed, so that kinks enter it as their mean
 SAFETY = 1.2  # of the spectral radius
+LOST = 0.1  # of rtol: what a step may add to the error of the dissipation, as a share of ℓ
 ITERATIONS = 10  # of the power method at the first step; one a step from then on
 
 
@@ -98,6 +99,13 @@ class End:
         return self.at.loss
 
 
+def why(flow: MirrorFlow) -> str:
+    """Why kinks are not located."""
+    if flow.pairs < MANY:
+        return "kinks were stepped through: the potential is not separable"
+    return f"kinks were stepped through: {flow.pairs:,} pairs of a sample and a unit are too many"
+
+
 def start(run: Run, theta0: Tensor) -> State:
     """The state at t = 0."""
     return State(_evaluate(run, run.flow.potential.gradient(theta0)))
@@ -108,8 +116,7 @@ def _evaluate(run: Run, dual: Tensor) -> Point:
     run.stats.half_passes += 2
     theta = run.flow.potential.inverse_gradient(dual)
     loss, direction = run.flow.loss_and_field(theta)
-    speed = (metric(run.flow, theta) * direction.square()).sum()
-    return Point(dual, float(loss), direction, float(speed))
+    return Point(dual, float(loss), direction, float(speed(run.flow, theta, direction)))
 
 
 def advance(
@@ -139,7 +146,7 @@ def advance(
         return Status.BLOCKED
     end = land(_keep(state, step, 1.0, step.last), partial(_cut, run, state, step), rules)
     run.stats.steps += 1
-    run.stats.through_kinks += 1
+    run.stats.through_kinks += run.flow.pairs > 0
     run.largest_step = max(run.largest_step, end.dense.h)
     grown = h * _factor(error, rejected=rejected)
     log_time = end.dense.log_time_at(1.0)
@@ -179,7 +186,7 @@ def _error(run: Run, step: Step, scale: Tensor) -> float:
     first, last, h = step.first, step.last, step.h
     moved = 0.8 * (first.dual - last.dual) + 0.4 * h * (first.direction + last.direction)
     lost = -0.8 * step.dissipated + 0.4 * h * (first.speed + last.speed)
-    lost = abs(lost) / (run.rtol * max(1.0, abs(last.loss - first.loss)))
+    lost = abs(lost) / (LOST * run.rtol * max(1.0, abs(last.loss)))
     size = float((moved / scale).square().mean().sqrt())
     return max(size, lost) if math.isfinite(size) and math.isfinite(lost) else math.inf
 

@@ -6,7 +6,8 @@ import bisect
 import io
 import json
 import math
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from mirrorode.flow import balance
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.description import describe, describe_network, rebuild, rebuild_network
 from mirrorode.flow.mirror_flow import MirrorFlow
+from mirrorode.flow.observe import Observed
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
 
@@ -125,6 +127,7 @@ class Trajectory:
             start, relative to the sum of its terms, (T, laws), those of units before those of
             layers, as in `invariants`; None if no laws are known.
         balanced: whether that drift has been taken out of θ and the dual.
+        observed: what functions in `saveat` have given, by name.
     """
 
     flow: MirrorFlow
@@ -142,6 +145,7 @@ class Trajectory:
     dissipated: Tensor
     drift: Tensor | None = None
     balanced: bool = False
+    observed: Mapping[str, Observed] = field(default_factory=dict)
 
     @property
     def success(self) -> bool:
@@ -165,6 +169,7 @@ class Trajectory:
             f"  events       {events}\n"
             f"{self._balance()}"
             f"  saved        {len(self.log_time)} points"
+            + "".join(f"\n  observed     {name}, {len(it)}" for name, it in self.observed.items())
         )
 
     __repr__ = __str__
@@ -229,10 +234,10 @@ class Trajectory:
         for k in (1, 2, 3):
             size = torch.linalg.vector_norm(self.theta, ord=k, dim=-1)
             right.plot(loss, (q_min / size**self.flow.network.degree).cpu(), label=f"$L_{k}$")
-        right.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel="margin", yscale="symlog")
+        right.set(xlabel=r"$\log(1/\mathcal{L})$", ylabel="margin")
         right.legend()
         for axes in (left, right):
-            axes.set_xscale("symlog")
+            axes.set_xscale("symlog", linthresh=10)
         return figure
 
     def save(self, path: str | Path) -> None:
@@ -244,6 +249,7 @@ class Trajectory:
             "rtol": self.rtol,
             "stats": asdict(self.stats),
             "balanced": self.balanced,
+            "observed": list(self.observed),
             "events": [list(asdict(event).values()) for event in self.events],
             "network": describe_network(self.flow.network),
             "potential": describe(self.flow.potential),
@@ -252,6 +258,10 @@ class Trajectory:
         arrays = {name: getattr(self, name).cpu().numpy() for name in names}
         if self.drift is not None:
             arrays["drift"] = self.drift.cpu().numpy()
+        for number, one in enumerate(self.observed.values()):
+            for part in fields(Observed):
+                array = getattr(one, part.name).cpu().numpy()
+                arrays[f"observed_{number}_{part.name}"] = array
         data = self.flow.dataset
         arrays |= {"x": data.x.cpu().numpy(), "y": data.y.cpu().numpy()}
         if data.teacher is not None:
@@ -303,11 +313,17 @@ class Trajectory:
                 strict=True,
             )
         )
+        parts = [it.name for it in fields(Observed)]
+        observed = {
+            name: Observed(*(tensors[f"observed_{number}_{part}"] for part in parts))
+            for number, name in enumerate(head.get("observed", ()))
+        }
         return cls(
             flow, tensors["log_time"], tensors["log_inverse_loss"], tensors["theta"],
             tensors["dual"], steps, tuple(_event(*event) for event in head["events"]),
             Stats(**head["stats"]), Status[head["status"]], head["message"], head["method"],
             head["rtol"], tensors["dissipated"], tensors.get("drift"), head.get("balanced", False),
+            observed,
         )  # fmt: skip
 
 

@@ -24,7 +24,7 @@ from mirrorode.flow.step import Clock
 from mirrorode.flow.subflow import Lost, Path, follow
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.system import move_log_weights
-from mirrorode.problem.potentials import SeparablePotential
+from mirrorode.problem.mirror import Potential
 
 MIDDLES = (0.5 * radau.NODES[0], radau.NODES[:2].mean(), radau.NODES[1:].mean())
 """Where the interpolated weights are compared with those of the margins."""
@@ -48,7 +48,7 @@ class Problem:
         start: the neurons; scale: what an error of their duals is measured by, (N, d + 1).
     """
 
-    potential: SeparablePotential
+    potential: Potential
     x: Tensor
     y: Tensor
     surfaces: Surfaces

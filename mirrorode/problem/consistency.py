@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from mirrorode.problem import numeric
-from mirrorode.problem.errors import InputError
+from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.layerwise import Layerwise
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.potentials import SeparablePotential
 
 DECADES = 100  # up to 1e100, the square of which is a number
@@ -22,7 +23,7 @@ GAIN = 1e-2  # of the whole rise of r' that the later half of the decades must a
 AGREES = 1e-6  # relative, of a method with what follows from the value
 
 
-def require_mirror(potential: SeparablePotential, count: int) -> None:
+def require_mirror(potential: Potential, count: int) -> None:
     """Require that ``potential`` is one, on ``count`` coordinates.
 
     Potentials of the package are taken to be.
@@ -36,6 +37,9 @@ def require_mirror(potential: SeparablePotential, count: int) -> None:
         return
     if type(potential).__module__.startswith("mirrorode."):
         return
+    if not isinstance(potential, SeparablePotential):
+        _require_coupled(potential, count)
+        return
     width = 1 if potential.uniform else count
     sizes = torch.logspace(-6, 3, 37, dtype=torch.float64)
     theta = torch.cat([-sizes.flip(0), torch.zeros(1).double(), sizes])[:, None].expand(-1, width)
@@ -46,7 +50,40 @@ def require_mirror(potential: SeparablePotential, count: int) -> None:
         _require_close(potential, method, theta, found, expected)
 
 
-def _name(potential: SeparablePotential) -> str:
+def _require_coupled(potential: Potential, count: int) -> None:
+    """What can be seen of one that couples coordinates, at a few random points."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(4, count, generator=generator, dtype=torch.float64)
+    theta = theta * torch.tensor([[1e-2], [1.0], [1.0], [1e2]], dtype=torch.float64)
+    name, parts = _name(potential), potential.parts(count)
+    value, terms = potential.value(theta), int(parts.max()) + 1
+    if not isinstance(value, Tensor) or value.shape != (len(theta), terms):
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        must = (
+            f"have its terms in the last dimension, {(len(theta), terms)} for {len(theta)} points"
+        )
+        raise InputError(f"`value` of {name} must {must}, but is {got}")
+    slope = Potential.gradient(potential, theta)
+    rise = ((slope[:, None] - slope) * (theta[:, None] - theta)).sum(-1)[~torch.eye(4).bool()]
+    if not bool((rise > 0).all()):
+        raise InputError(f"`potential` must be strictly convex, but {name} is not between 2 points")
+    bend = potential.hessian_product(theta, slope)
+    checks = (
+        ("gradient", potential.gradient(theta), slope),
+        ("inverse_gradient", potential.inverse_gradient(slope), theta),
+        ("hessian_product", bend, Potential.hessian_product(potential, theta, slope)),
+        ("precondition", potential.precondition(theta, bend), slope),
+        ("balance_term", potential.balance_term(theta), Potential.balance_term(potential, theta)),
+        ("conjugate", potential.conjugate(slope), Potential.conjugate(potential, slope)),
+    )
+    for method, found, expected in checks:
+        off = (found - expected).norm(dim=-1) / expected.norm(dim=-1)
+        if not bool((off <= AGREES).all()):
+            must = f"be that of its value, {expected[off.argmax()].tolist()[:3]} … somewhere"
+            require(False, method, must, f"{found[off.argmax()].tolist()[:3]} …")
+
+
+def _name(potential: Potential) -> str:
     return type(potential).__name__
 
 

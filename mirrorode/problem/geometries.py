@@ -1,4 +1,4 @@
-"""More potentials of the field: powers, cosh, and any potential with a factor on each weight.
+"""More potentials of the field: powers, cosh, factors on the weights, functions of the norm.
 
 Factors make the diagonal preconditioner of gradient flow, and the metrics that the paper trains
 vision networks with (Appendix J.3).
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.problem.errors import InputError, require, require_finite, require_number
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.potentials import (
     Euclidean,
     HyperbolicEntropy,
@@ -185,6 +186,93 @@ class Scaled(SeparablePotential):
         if alpha is None:
             raise InputError(f"`potential` must have a degree for a horizon, but {self} has none")
         return self.potential.horizon(self._like(theta) ** (1 / alpha) * theta)
+
+
+@dataclass(frozen=True)
+class Radial(Potential):
+    """R(θ) = r(‖θ‖₂): of a layer W a function of ‖W‖_F, which couples all of its weights.
+
+    With `Layerwise`, one for each layer, the balance equation of layers holds (Lemma 3.1), and that
+    of units does not.
+
+    Args:
+        profile: r, one even function, such as ``SmoothedHomogeneous(4, 1.0)`` for s⁴/4 + s²/2.
+
+    Raises:
+        InputError: if ``profile`` is no separable potential, or not even.
+    """
+
+    profile: SeparablePotential
+
+    def __post_init__(self) -> None:
+        fine = isinstance(self.profile, SeparablePotential) and self.profile.uniform
+        require(fine, "profile", "be one separable function", repr(self.profile))
+        up, down = self.profile.gradient(torch.tensor([1.0, -1.0], dtype=torch.float64)).tolist()
+        must = f"be odd in its derivative, {-up:g} at -1"
+        require(math.isclose(up, -down, rel_tol=1e-9), "profile", must, f"{down:g} there")
+
+    @property
+    def degree(self) -> float | None:
+        """That of r."""
+        return self.profile.degree
+
+    def value(self, theta: Tensor) -> Tensor:
+        """r(s) with s = ‖θ‖₂, (…, 1)."""
+        return self.profile.value(_norm(theta))
+
+    def gradient(self, theta: Tensor) -> Tensor:
+        """z = r'(s) θ/s."""
+        return self.profile.gradient(_norm(theta)) * _unit(theta)
+
+    def inverse_gradient(self, dual: Tensor) -> Tensor:
+        """(r')⁻¹(‖z‖) z/‖z‖."""
+        return self.profile.inverse_gradient(_norm(dual)) * _unit(dual)
+
+    def balance_term(self, theta: Tensor) -> Tensor:
+        """κ̃(s), (…, 1)."""
+        return self.profile.balance_term(_norm(theta))
+
+    def conjugate(self, dual: Tensor) -> Tensor:
+        """r*(‖z‖), (…, 1)."""
+        return self.profile.conjugate(_norm(dual))
+
+    def precondition(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """D v: along θ it is 1/r''(s), across s/r'(s)."""
+        along, across = self._bends(theta)
+        radial = (_unit(theta) * vector).sum(-1, keepdim=True) * _unit(theta)
+        return across * (vector - radial) + along * radial
+
+    def hessian_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """A v, with the inverses of both."""
+        along, across = self._bends(theta)
+        radial = (_unit(theta) * vector).sum(-1, keepdim=True) * _unit(theta)
+        return (vector - radial) / across + radial / along
+
+    def _bends(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """1/r''(s) and s/r'(s), which is the same at s = 0."""
+        size = _norm(theta)
+        along, slope = self.profile.inverse_hessian(size), self.profile.gradient(size)
+        return along, torch.where(size > 0, size / slope, along)
+
+    def horizon(self, theta: Tensor) -> Tensor:
+        """That of r at s."""
+        return self.profile.horizon(_norm(theta))
+
+
+def _norm(theta: Tensor) -> Tensor:
+    """‖θ‖₂, (…, 1), in units of the largest entry: squares of 1e-200 and 1e200 are no numbers."""
+    size = _largest(theta)
+    return size * torch.linalg.vector_norm(theta / size, dim=-1, keepdim=True)
+
+
+def _unit(theta: Tensor) -> Tensor:
+    """θ/‖θ‖₂; zero of zero."""
+    scaled = theta / _largest(theta)
+    return scaled / torch.linalg.vector_norm(scaled, dim=-1, keepdim=True).clamp(min=0.5)
+
+
+def _largest(theta: Tensor) -> Tensor:
+    return theta.detach().abs().amax(-1, keepdim=True).clamp(min=torch.finfo(theta.dtype).tiny)
 
 
 def for_width(

@@ -11,15 +11,17 @@ from torch import Tensor
 from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.geometries import for_width
 from mirrorode.problem.homogeneous import HomogeneousNetwork
+from mirrorode.problem.mirror import Potential
 from mirrorode.problem.potentials import SeparablePotential
 
 
 @dataclass(frozen=True)
-class Layerwise(SeparablePotential):
-    """R(θ) = Σ_l R_l(W_l): one separable potential for each parameter, by its name.
+class Layerwise(Potential):
+    """R(θ) = Σ_l R_l(W_l): one potential for each parameter, by its name.
 
     The names are those of ``network.unflatten``; a `MirrorFlow` checks them, and lays the
-    potentials along θ. The balance equation holds as for one potential, unit by unit.
+    potentials along θ. The balance equation holds layer by layer, and unit by unit where the
+    potentials are separable.
 
     Args:
         potentials: from parameter name to potential.
@@ -28,17 +30,17 @@ class Layerwise(SeparablePotential):
         InputError: if it is no such mapping.
     """
 
-    potentials: Mapping[str, SeparablePotential]
+    potentials: Mapping[str, Potential]
     counts: tuple[int, ...] = field(default=(), init=False, repr=False)
     """Entries of each parameter, in the order of θ; known once there is a network."""
 
     def __post_init__(self) -> None:
-        must = "map parameter names to separable potentials"
+        must = "map parameter names to potentials"
         require(isinstance(self.potentials, Mapping), "potentials", must, repr(self.potentials))
         require(len(self.potentials) > 0, "potentials", must, "empty")
         for name, one in self.potentials.items():
-            fine = isinstance(one, SeparablePotential) and not isinstance(one, Layerwise)
-            require(fine, f"potentials[{name!r}]", "be a separable potential", repr(one))
+            fine = isinstance(one, Potential) and not isinstance(one, Layerwise)
+            require(fine, f"potentials[{name!r}]", "be a potential", repr(one))
 
     def __hash__(self) -> int:
         return hash((tuple(self.potentials.items()), self.counts))
@@ -80,9 +82,9 @@ class Layerwise(SeparablePotential):
         return placed
 
     @property
-    def uniform(self) -> bool:
-        """False: each parameter has its own."""
-        return False
+    def separable(self) -> bool:
+        """Whether all of them are."""
+        return all(one.separable for one in self.potentials.values())
 
     @property
     def degree(self) -> float | None:
@@ -90,12 +92,13 @@ class Layerwise(SeparablePotential):
         degrees = {one.degree for one in self.potentials.values()}
         return degrees.pop() if len(degrees) == 1 else None
 
-    @property
-    def conjugate_at_zero(self) -> Tensor:
-        """r*(0) of every coordinate, (n,)."""
-        pairs = zip(self.potentials.values(), self.counts, strict=True)
-        parts = [torch.as_tensor(one.conjugate_at_zero).double().expand(n) for one, n in pairs]
-        return torch.cat(parts)
+    def parts(self, count: int) -> Tensor:
+        """Those of the potentials one after the other, (n,)."""
+        del count
+        found: list[Tensor] = []
+        for one, own in zip(self.potentials.values(), self.counts, strict=True):
+            found.append(one.parts(own) + (int(found[-1][-1]) + 1 if found else 0))
+        return torch.cat(found)
 
     def value(self, theta: Tensor) -> Tensor:
         """r_l(θ)."""
@@ -113,8 +116,20 @@ class Layerwise(SeparablePotential):
         """κ̃_l(θ)."""
         return self._each(lambda one, part: one.balance_term(part), theta)
 
+    def precondition(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """D_l v."""
+        return self._each(lambda one, *parts: one.precondition(*parts), theta, vector)
+
+    def hessian_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """A_l v."""
+        return self._each(lambda one, *parts: one.hessian_product(*parts), theta, vector)
+
     def inverse_hessian(self, theta: Tensor) -> Tensor:
-        """1 / r_l''(θ)."""
+        """The diagonal of D_l.
+
+        Raises:
+            InputError: if one of them is not separable.
+        """
         return self._each(lambda one, part: one.inverse_hessian(part), theta)
 
     def conjugate(self, dual: Tensor) -> Tensor:
@@ -135,10 +150,12 @@ class Layerwise(SeparablePotential):
             1 / alpha
         )
 
-    def _each(self, of: Callable[[SeparablePotential, Tensor], Tensor], vector: Tensor) -> Tensor:
+    def _each(self, of: Callable[..., Tensor], *vectors: Tensor) -> Tensor:
         count = sum(self.counts)
-        if count == 0 or vector.shape[-1] != count:
-            must = f"be all parameters of the network of a flow, (…, {count})"
-            raise InputError(f"`theta` must {must}, but has shape {tuple(vector.shape)}")
-        pairs = zip(self.potentials.values(), vector.split(self.counts, -1), strict=True)
-        return torch.cat([of(one, part) for one, part in pairs], -1)
+        for vector in vectors:
+            if count == 0 or vector.shape[-1] != count:
+                must = f"be all parameters of the network of a flow, (…, {count})"
+                raise InputError(f"`theta` must {must}, but has shape {tuple(vector.shape)}")
+        split = zip(*(vector.split(self.counts, -1) for vector in vectors), strict=True)
+        pairs = zip(self.potentials.values(), split, strict=True)
+        return torch.cat([of(one, *parts) for one, parts in pairs], -1)

@@ -57,7 +57,7 @@ class MLP(HomogeneousNetwork):
 
     @property
     def degree(self) -> int:
-        """L, the number of layers: f(cθ, x) = c^L f(θ, x) for c > 0."""
+        """L, the number of layers, f(cθ, x) = c^L f(θ, x) for c > 0."""
         return len(self.widths) - 1
 
     @property

@@ -18,7 +18,7 @@ or even to the last bit: they act on |t| and put the sign back.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -27,9 +27,12 @@ from torch import Tensor
 
 from mirrorode.problem import numeric
 from mirrorode.problem.errors import InputError, require_number
+from mirrorode.problem.mirror import Potential
+
+TINY = 1e-300
 
 
-class SeparablePotential(ABC):
+class SeparablePotential(Potential):
     """A strictly convex r on each coordinate; the base of every potential of the package.
 
     A potential of one's own gives `value`, in functions that autograd can differentiate twice. The
@@ -50,6 +53,11 @@ class SeparablePotential(ABC):
             return None
         width = self.value(torch.ones(1, dtype=torch.float64)).numel()
         return numeric.horizon_weights(self.balance_term, self.degree, width)
+
+    @property
+    def separable(self) -> bool:
+        """True."""
+        return True
 
     @property
     def degree(self) -> float | None:
@@ -85,6 +93,18 @@ class SeparablePotential(ABC):
         if bool(known.all()):
             return found
         return torch.where(known, found, 1 / numeric.curvature(self.value, theta))
+
+    def precondition(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """D v; zero where v is, also where D is infinite."""
+        return torch.where(vector == 0, 0.0, self.inverse_hessian(theta) * vector)
+
+    def hessian_product(self, theta: Tensor, vector: Tensor) -> Tensor:
+        """A v, with an A that is finite."""
+        return vector / self.inverse_hessian(theta).clamp(min=TINY)
+
+    def parts(self, count: int) -> Tensor:
+        """Each coordinate is a term, (n,)."""
+        return torch.arange(count)
 
     def horizon(self, theta: Tensor) -> Tensor:
         """φ(θ) = lim η (αQ(∇R(θ/η)))^{1/α} as η → 0 (Theorem 4.7), over the last dimension.

@@ -15,7 +15,6 @@ from torch import Tensor
 from mirrorode.problem import numeric
 from mirrorode.problem.consistency import require_mirror
 from mirrorode.problem.errors import require
-from mirrorode.problem.layerwise import Layerwise
 from mirrorode.problem.potentials import SeparablePotential
 from mirrorode.theory.verdicts import NO_DEGREE, ROUND_OFF, Verdict, Verdicts
 
@@ -50,7 +49,7 @@ def audit(potential: SeparablePotential) -> Audit:
         InputError: if it is no separable potential, or no mirror potential at all, or if what it
             overrides does not belong to its value.
     """
-    fine = isinstance(potential, SeparablePotential) and not isinstance(potential, Layerwise)
+    fine = isinstance(potential, SeparablePotential)
     require(fine, "potential", "be a separable potential", repr(potential))
     width = potential.value(torch.ones(1, dtype=torch.float64)).numel()
     require_mirror(potential, width)

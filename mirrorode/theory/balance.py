@@ -18,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mirrorode.flow.balance import Terms
+from mirrorode.flow.balance import Terms, hold
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.problem.networks import MLP
 from mirrorode.problem.potentials import Euclidean
+
+WHAT = ("unit, or weights of several", "layer")
 
 
 @dataclass(frozen=True)
@@ -85,27 +87,34 @@ def invariants(flow: MirrorFlow, theta: Tensor) -> Invariants:
         tuple(name for part in parts for name in part.names),
         torch.cat([part.values for part in parts], -1),
         torch.cat([part.scale for part in parts], -1),
-        parts[0].missing,
+        parts[1].missing,
     )
 
 
 def unit_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:
     """One law a hidden unit: Σ κ̃(incoming) − k Σ κ̃(outgoing) (Appendix G.5)."""
-    units = flow.symmetries
-    if len(units) == 0:
-        return Invariants((), theta[..., :0], theta[..., :0], units.missing)
-    terms = Terms.at(units, flow.potential, theta)
-    return Invariants(units.names, terms.value, terms.scale)
+    return _laws(flow, theta, 0)
 
 
 def layer_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:
     """One law a hidden layer: Q_i − Q_{i+1} (Lemma 3.1), the sum of those of its units."""
+    return _laws(flow, theta, 1)
+
+
+def _laws(flow: MirrorFlow, theta: Tensor, of: int) -> Invariants:
+    """Those of units (0) or layers (1) that the potential leaves."""
     units = flow.symmetries
     if len(units) == 0:
         return Invariants((), theta[..., :0], theta[..., :0], units.missing)
-    terms = Terms.at(units, flow.potential, theta).of_layers(units)
-    names = tuple(f"layer {layer}: Q in − Q out" for layer in range(1, terms.value.shape[-1] + 1))
-    return Invariants(names, terms.value, terms.scale)
+    laws = hold(units, flow.potential)[of]
+    terms = Terms.at(units, flow.potential, theta)
+    names = list(units.names)
+    if of == 1:
+        terms = terms.of_layers(units)
+        names = [f"layer {layer}: Q in − Q out" for layer in range(1, len(laws) + 1)]
+    kept = tuple(name for name, law in zip(names, laws.tolist(), strict=True) if law)
+    missing = "" if kept else f"the potential couples weights on both sides of each {WHAT[of]}"
+    return Invariants(kept, terms.value[..., laws], terms.scale[..., laws], missing)
 
 
 def matrix_laws(flow: MirrorFlow, theta: Tensor) -> Invariants:

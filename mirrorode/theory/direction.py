@@ -93,6 +93,8 @@ def approximate_kkt(path: Path) -> Verdict:
         return Verdict.not_applicable(name, NO_DEGREE if path.alpha is None else "needs α ≥ 2")
     if len(path.late) == 0:
         return Verdict.not_applicable(name, NEVER_LATE)
+    if not path.flow.potential.separable:
+        return Verdict.not_applicable(name, "the bound C₁ is known for separable potentials")
     found = of_points(_some(path.points, path.late))
     # What is compared late in training are differences of vectors of length one.
     first = 1 - (found.epsilon - ROUND_OFF * found.size) / found.epsilon_bound
@@ -197,5 +199,5 @@ def _gap(flow: MirrorFlow, theta: Tensor) -> Tensor:
     """‖∂½φ² − Q̂^{2/α−1} Aθ‖/‖∂½φ²‖ at one θ."""
     slope = half_square_gradient(flow, theta[None])[0]
     power = 2 / asymptotic_degree(flow) - 1
-    own = q_potential(flow, theta) ** power * theta / flow.potential.inverse_hessian(theta)
+    own = q_potential(flow, theta) ** power * flow.potential.hessian_product(theta, theta)
     return (slope - own).norm() / slope.norm()

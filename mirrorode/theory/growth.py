@@ -55,25 +55,28 @@ def multi_margin(path: Path) -> Verdict:
         return Verdict.not_applicable(name, "known to be homogeneous in each layer: MLP, diagonal")
     sizes = _log_sizes(path)
     if sizes is None:
-        return Verdict.not_applicable(name, "a layer's potential has no asymptotic degree")
+        return Verdict.not_applicable(name, "a layer has no potential of its own, with a degree")
     margin = path.loss[path.late].log() - sizes[path.late]
     return _grows(name, path, margin, "log γ̃")
 
 
 def _log_sizes(path: Path) -> Tensor | None:
     """Σ_j log(Q̂_j)/α_j over the layers, (T,)."""
-    flow = path.flow
+    flow, theta = path.flow, path.points.theta
     shapes, potential = flow.network.shapes, flow.potential
     given = potential.potentials if isinstance(potential, Layerwise) else {}
-    total = torch.zeros_like(path.loss)
+    terms = potential.balance_term(theta) - potential.value(torch.zeros_like(theta[0]))
     counts = [math.prod(shape) for shape in shapes.values()]
-    for name, part in zip(shapes, path.points.theta.split(counts, -1), strict=True):
-        own = given.get(name, potential)
-        if own.degree is None:
+    layers = [part.unique() for part in potential.parts(theta.shape[-1]).split(counts)]
+    if len(torch.cat(layers).unique()) < sum(map(len, layers)):
+        return None  # a term of R has weights of two layers
+    total = torch.zeros_like(path.loss)
+    for name, layer in zip(shapes, layers, strict=True):
+        degree = given.get(name, potential).degree
+        if degree is None:
             return None
-        at_zero = torch.as_tensor(own.conjugate_at_zero).to(part).expand(part.shape[-1]).sum()
-        size = own.degree * (own.balance_term(part).sum(-1) + at_zero)
-        total = total + size.clamp(min=TINY).log() / own.degree
+        size = degree * terms[:, layer.to(terms.device)].sum(-1)
+        total = total + size.clamp(min=TINY).log() / degree
     return total
 
 

@@ -19,7 +19,9 @@ def fenchel_young(path: Path) -> Verdict:
     """Lemma 2.5."""
     trajectory, potential = path.trajectory, path.flow.potential
     theta, dual = trajectory.theta, trajectory.dual
-    product, value, conjugate = theta * dual, potential.value(theta), potential.conjugate(dual)
+    value, conjugate = potential.value(theta), potential.conjugate(dual)
+    parts = potential.parts(theta.shape[-1]).to(theta.device)
+    product = torch.zeros_like(value).index_add(-1, parts, theta * dual)
     size = product.abs() + value.abs() + conjugate.abs()
     residual = (product - value - conjugate).abs().sum(-1)
     worst = float((residual / size.sum(-1).clamp(min=TINY)).amax())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow.mirror_flow import MirrorFlow
-from mirrorode.problem.errors import InputError
+from mirrorode.problem.errors import InputError, require
 from mirrorode.problem.networks import MLP
 from mirrorode.problem.potentials import Euclidean
 from mirrorode.theory.circle import global_margin
@@ -171,7 +171,7 @@ def features(flow: MirrorFlow, theta: Tensor) -> Features:
     """The balance and the number of active neurons of an `MLP` with one hidden layer at θ (n,).
 
     Raises:
-        InputError: for another network, or a potential without a degree.
+        InputError: for another network, or a potential that is not separable or has no degree.
     """
     layers = flow.network.widths if isinstance(flow.network, MLP) else ()
     alpha = flow.potential.degree
@@ -179,6 +179,7 @@ def features(flow: MirrorFlow, theta: Tensor) -> Features:
         raise InputError(f"`network` must be an MLP with one hidden layer, but is {flow.network}")
     if alpha is None:
         raise InputError(f"`potential` must have a degree, but {flow.potential} has none")
+    require(flow.potential.separable, "potential", "be separable", flow.potential)
     weights = list(flow.network.unflatten(theta / theta.abs().amax()).values())
     w, a = weights[0], weights[1][0].abs()
     incoming = torch.linalg.vector_norm(w, ord=alpha, dim=-1)
@@ -201,7 +202,8 @@ def reformulation(path: Path) -> Verdict:
     try:
         found = [features(path.flow, path.points.theta[point]) for point in few]
     except InputError:
-        return Verdict.not_applicable(name, "needs an MLP with one hidden layer, and a degree")
+        needs = "needs an MLP with one hidden layer and a separable potential with a degree"
+        return Verdict.not_applicable(name, needs)
     gap = [1 - it.objective for it in found]
     last = found[-1]
     detail = (

@@ -30,7 +30,7 @@ def q_potential(flow: MirrorFlow, theta: Tensor) -> Tensor:
         InputError: if the potential has no asymptotic degree.
     """
     potential, alpha = flow.potential, asymptotic_degree(flow)
-    at_zero = torch.as_tensor(potential.conjugate_at_zero).to(theta).expand(theta.shape[-1]).sum()
+    at_zero = -potential.value(theta.new_zeros(theta.shape[-1])).sum()  # Q(0) = −R(0)
     return alpha * (potential.balance_term(theta).sum(-1) + at_zero)
 
 

@@ -66,8 +66,8 @@ class Points:
 
     @property
     def hessian(self) -> Tensor:
-        """A, (T, n)."""
-        return 1 / self.flow.potential.inverse_hessian(self.theta).clamp(min=TINY)
+        """A of a separable potential, (T, n)."""
+        return self.flow.potential.hessian_product(self.theta, torch.ones_like(self.theta))
 
     @property
     def misalignment(self) -> Tensor:
@@ -145,14 +145,11 @@ def _measure(flow: MirrorFlow, theta: Tensor) -> tuple[Tensor, ...]:
     log_p = torch.log_softmax(-q, -1)
     entropy = -(log_p.exp() * log_p).sum(-1)
     field = least_norm(flow, theta)
-    inverse = flow.potential.inverse_hessian(theta)
-    # A weight at zero has no local size, even where the Hessian is infinite or vanishes.
-    hessian = 1 / inverse.clamp(min=TINY)
-    growth, local = (theta * field).sum(-1), (theta.square() * hessian).sum(-1)
-    # Where D is infinite G is zero, or the weight would have left at once.
-    inverse = torch.where(field == 0, 0.0, inverse)
-    speed = (inverse * field.square()).sum(-1)
-    radial = (growth / local.clamp(min=TINY))[:, None] * theta * hessian
-    across = torch.where(theta == 0, inverse, 1 / hessian) * (field - radial).square()
+    metric = flow.potential
+    stretched = metric.hessian_product(theta, theta)
+    growth, local = (theta * field).sum(-1), (theta * stretched).sum(-1)
+    speed = (field * metric.precondition(theta, field)).sum(-1)
+    rest = field - (growth / local.clamp(min=TINY))[:, None] * stretched
+    across = (rest * metric.precondition(theta, rest)).sum(-1)
     loss = -torch.logsumexp(-q, -1)
-    return loss, q.amin(-1), entropy, field, growth, speed, across.sum(-1), local
+    return loss, q.amin(-1), entropy, field, growth, speed, across, local

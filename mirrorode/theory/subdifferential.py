@@ -191,9 +191,8 @@ def _least_norm_at(flow: MirrorFlow, theta: Tensor) -> Tensor:
     total = Clarke.at(flow, theta, samples).weighted(weights[samples])
     if len(total.kinks) == 0:
         return total.gradients[0]
-    # The metric enters as a scale of the coordinates. A weight that cannot move has none.
-    root = flow.potential.inverse_hessian(theta).clamp(max=1e300).sqrt()
-    base, normals = total.gradients[0] * root, total.normals * root
+    both = _in_metric(flow, theta, torch.cat([total.gradients[:1], total.normals]))
+    base, normals = both[0], both[1:]
     gram, signal = normals @ normals.T, total.full[:, 0]
     size = gram.diagonal()
     apart = (gram - torch.diag(size)).abs() <= 1e-13 * torch.outer(size.sqrt(), size.sqrt())
@@ -215,6 +214,14 @@ def _least_norm_at(flow: MirrorFlow, theta: Tensor) -> Tensor:
 
     lam, nu, _ = total.solve(minimise, scale)
     return total.gradients[0] + (nu / lam) @ total.normals
+
+
+def _in_metric(flow: MirrorFlow, theta: Tensor, rows: Tensor) -> Tensor:
+    """D^{1/2} rows, so that products become those of D; a weight that cannot move has none."""
+    if flow.potential.separable:
+        return rows * flow.potential.inverse_hessian(theta).clamp(max=1e300).sqrt()
+    identity = torch.eye(len(theta), dtype=theta.dtype)
+    return rows @ torch.linalg.cholesky(flow.potential.precondition(theta, identity))
 
 
 def _on_kink(flow: MirrorFlow, pre: list[Tensor], samples: Tensor, tolerance: float) -> Pairs:

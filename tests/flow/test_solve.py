@@ -165,10 +165,13 @@ def test_plot(small_run):
         ({"rtol": 0.0}, "`rtol` must be positive, but is 0.0"),
         ({"atol": -1.0}, "`atol` must be positive, but is -1.0"),
         ({"rtol": 1e-16}, "`rtol` must be at least 1e-12, but is 1e-16"),
-        ({"saveat": 3}, "`saveat` must be a list of rules, but is 3"),
+        ({"saveat": 3}, "`saveat` must be a list of rules and functions, but is 3"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, but is 0"),
         ({"until": 3.0}, "`until` must be Time, LogTime or LogInverseLoss, but is 3.0"),
-        ({"saveat": [1.0]}, "`saveat` must hold stopping rules, but is 1.0"),
+        (
+            {"saveat": [1.0]},
+            "`saveat` must hold stopping rules, functions and Observables, but is 1.0",
+        ),
         ({"method": "magic"}, '`method` must be "auto" or one of'),
     ],
 )

@@ -80,11 +80,11 @@ def test_alike_layers_are_one_potential():
     [
         (
             lambda: mo.Layerwise(mo.Euclidean()),
-            "`potentials` must map parameter names to separable potentials, but is Euclidean()",
+            "`potentials` must map parameter names to potentials, but is Euclidean()",
         ),
         (
             lambda: mo.Layerwise({"W1": 3}),
-            "`potentials['W1']` must be a separable potential, but is 3",
+            "`potentials['W1']` must be a potential, but is 3",
         ),
         (
             lambda: _flow(mo.Layerwise({"W1": mo.Euclidean(), "W2": mo.Euclidean()})),
