@@ -55,6 +55,16 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Report:
+    """One HTML page of all stored runs that works offline: verdicts, figures, tables, costs."""
+
+    out: Path = RUNS
+    """Where runs are stored."""
+    page: Path = Path("report.html")
+    """The file to write."""
+
+
+@dataclass(frozen=True)
 class RunOptions:
     """How to run."""
 
@@ -94,6 +104,7 @@ def _dispatch(argv: list[str]) -> int:
         | Annotated[Run, tyro.conf.subcommand("run")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Figures, tyro.conf.subcommand("figures")]
+        | Annotated[Report, tyro.conf.subcommand("report")]
     )
     command = tyro.cli(
         commands,
@@ -107,6 +118,8 @@ def _dispatch(argv: list[str]) -> int:
         return _check(command)
     if isinstance(command, Figures):
         return _figures(command)
+    if isinstance(command, Report):
+        return _report(command)
     raise InputError("`NAME` must come right after `run`, but is missing")
 
 
@@ -186,4 +199,14 @@ def _figures(command: Figures) -> int:
         chosen = store.configured(kind, home)
         runs = store.load_runs(command.out, name, chosen, chosen.jobs("cpu"))
         run.tell(run.draw(name, chosen, runs, Console()), Console())
+    return 0
+
+
+def _report(command: Report) -> int:
+    from rich.console import Console
+
+    from mirrorode.experiment import report
+
+    report.write(command.out, command.page, Console())
+    print(f"wrote {command.page}")
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +24,6 @@ from mirrorode.theory.verdicts import Outcome, Verdicts
 from mirrorode.theory.verify import verify
 
 FIGURES = Path("figures")
-NUMBER = 24  # characters: longer cells are text, which may take several lines
 
 
 def run(name: str, scenario: Scenario, device: str, out: Path, console: Console) -> bool:
@@ -104,20 +104,31 @@ def _integrate(job: Job, progress: Progress, task: TaskID) -> Trajectory:
     return found
 
 
+def pictures(scenario: Scenario, runs: Mapping[str, Trajectory], *kinds: str) -> dict[str, bytes]:
+    """The figure of ``scenario``, drawn from stored runs, as the files of some kinds."""
+    import matplotlib as mpl
+
+    found = {}
+    style = Path(__file__).with_name("paper.mplstyle")
+    with mpl.rc_context(fname=str(style)):
+        figure = scenario.figure(runs)
+        for kind in kinds:
+            file = io.BytesIO()
+            # Without a date the same runs give the same file.
+            dated = {"CreationDate": None} if kind == "pdf" else {}
+            figure.savefig(file, format=kind, metadata=dated)
+            found[kind] = file.getvalue()
+    return found
+
+
 def draw(
     name: str, scenario: Scenario, runs: Mapping[str, Trajectory], console: Console
 ) -> list[Path]:
     """Draw the figure and write the tables of ``scenario`` from stored runs; the paths written."""
-    import matplotlib as mpl
-
     written = []
-    style = Path(__file__).with_name("paper.mplstyle")
-    with mpl.rc_context(fname=str(style)):
-        figure = scenario.figure(runs)
-        for suffix in ("pdf", "png"):
-            path = FIGURES / f"{name}.{suffix}"
-            figure.savefig(path, metadata={"CreationDate": None} if suffix == "pdf" else {})
-            written.append(path)
+    for kind, content in pictures(scenario, runs, "png", "pdf").items():
+        written.append(FIGURES / f"{name}.{kind}")
+        write_atomically(written[-1], content)
     plotted = FIGURES / f"{name}.csv"
     write_atomically(plotted, scenario.plotted(runs).to_csv().encode())
     tables = scenario.tables(runs)
@@ -138,11 +149,10 @@ def tell(written: list[Path], console: Console) -> None:
 
 def _rich(table: ResultTable) -> Table:
     shown = Table(title=table.title, box=box.SIMPLE_HEAD)
-    for column, cells in zip(table.columns, zip(*table.rows, strict=True), strict=True):
-        text = max(map(len, cells)) > NUMBER
-        left = text or column == table.columns[0]
-        side: Literal["left", "right"] = "left" if left else "right"
-        shown.add_column(column, justify=side, no_wrap=not text, overflow="fold")
+    for number, column in enumerate(table.columns):
+        kind = table.kind(number)
+        side: Literal["left", "right"] = "right" if kind == "number" else "left"
+        shown.add_column(column, justify=side, no_wrap=kind != "text", overflow="fold")
     for row in table.rows:
         shown.add_row(*row)
     return shown

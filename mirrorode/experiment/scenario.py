@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from mirrorode.problem.errors import InputError
 
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mirrorode.flow.mirror_flow import MirrorFlow
     from mirrorode.flow.stopping import StoppingRule
     from mirrorode.flow.trajectory import Trajectory
+
+NUMBER = 24  # characters: what is longer is no number
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,12 @@ class ResultTable:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def kind(self, column: int) -> Literal["text", "name", "number"]:
+        """What the cells of a column are: only text may take several lines, numbers end aligned."""
+        if max((len(row[column]) for row in self.rows), default=0) > NUMBER:
+            return "text"
+        return "number" if column else "name"
 
     def to_markdown(self) -> str:
         """As a Markdown table under its title."""
@@ -94,6 +102,7 @@ class Entry:
 
     name: str
     title: str
+    text: str
     run_time: str
     path: Path
 
@@ -119,8 +128,9 @@ def entries() -> list[Entry]:
             and isinstance(node.targets[0], ast.Name)
             and node.targets[0].id == "RUN_TIME"
         }
-        title = (ast.get_docstring(tree) or "").split("\n")[0]
-        found.append(Entry(path.stem, title, constants.get("RUN_TIME", "unknown"), path))
+        title, _, text = (ast.get_docstring(tree) or "").partition("\n")
+        time = constants.get("RUN_TIME", "unknown")
+        found.append(Entry(path.stem, title, text.strip(), time, path))
     return found
 
 

@@ -57,7 +57,7 @@ def save(
     folder.mkdir(parents=True, exist_ok=True)
     kept = run if job.saveat is None else replace(run, steps=())
     kept.save(folder / "trajectory.npz")
-    record = {
+    content = {
         **_head(name, job.name, scenario),
         "made": identity(job),
         "flow": {
@@ -74,7 +74,7 @@ def save(
         "log_inverse_loss": float(run.log_inverse_loss[-1]),
         "verdicts": json.loads(verdicts.to_json()),
     }
-    _write(folder, record)
+    _write(folder, content)
 
 
 def save_drawn(home: Path, name: str, scenario: Scenario) -> None:
@@ -94,8 +94,8 @@ def _head(name: str, run: str, scenario: Scenario) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+def _write(folder: Path, content: dict[str, Any]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "run.json", text.encode())
 
 
@@ -121,12 +121,12 @@ def identity(job: Job) -> dict[str, Any]:
 
 def is_done(folder: Path, scenario: Scenario, job: Job) -> bool:
     """Whether ``folder`` holds a complete run of this very configuration."""
-    record = _record(folder / "run.json")
-    stored = record.get("configuration")
+    found = record(folder)
+    stored = found.get("configuration")
     if not isinstance(stored, dict) or not is_zipfile(folder / "trajectory.npz"):
         return False
     if job.study:
-        return bool(record.get("made") == identity(job))
+        return bool(found.get("made") == identity(job))
     # Which seeds are asked for does not change what one of them gives.
     wanted = configuration(scenario)
     return {**stored, "seeds": None} == {**wanted, "seeds": None}
@@ -134,7 +134,7 @@ def is_done(folder: Path, scenario: Scenario, job: Job) -> bool:
 
 def verdicts(folder: Path) -> Verdicts:
     """The verdicts that were stored with a run."""
-    rows = _record(folder / "run.json")["verdicts"]
+    rows = record(folder)["verdicts"]
     return Verdicts(
         Verdict(
             row["statement"],
@@ -146,10 +146,10 @@ def verdicts(folder: Path) -> Verdicts:
     )
 
 
-def _record(path: Path) -> dict[str, Any]:
-    """The content of a ``run.json``; empty where there is none, or a damaged one."""
+def record(folder: Path) -> dict[str, Any]:
+    """What the ``run.json`` of a run says; empty where there is none, or a damaged one."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -163,7 +163,7 @@ def stored_configuration(folder: Path) -> dict[str, Any]:
     """
     paths = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(paths):
-        configuration = _record(path).get("configuration")
+        configuration = record(path.parent).get("configuration")
         if isinstance(configuration, dict):
             return configuration
     raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
@@ -205,18 +205,18 @@ def load_run(folder: Path) -> Trajectory:
     Raises:
         InputError: if it is damaged, or its scenario does not say which flow it is of.
     """
-    record, path = _record(folder / "run.json"), folder / "trajectory.npz"
-    flow = record.get("flow")
+    found, path = record(folder), folder / "trajectory.npz"
+    flow = found.get("flow")
     described = flow.get("network", "") if isinstance(flow, dict) else ""
     if not str(described).startswith("Network("):
         return Trajectory.load(path)
     try:
-        chosen = load(record["scenario"])(**record["configuration"])
+        chosen = load(found["scenario"])(**found["configuration"])
     except (LookupError, TypeError):
         sentence = f"`NAME` must have a run.json of this version, but {folder} has another"
         raise InputError(sentence) from None
     flows = {job.name: job.flow for job in chosen.jobs("cpu")}
-    return Trajectory.load(path, flows.get(record["run"]))
+    return Trajectory.load(path, flows.get(found["run"]))
 
 
 def _not_stored(flow: MirrorFlow) -> MirrorFlow | None:
