@@ -17,6 +17,7 @@ Array = NDArray[np.float64]
 
 REACH = 45.0  # e⁻⁴⁵ of the last unit is below round-off
 FROM = 20.0  # log t at which corrections of the order 1/log t may be extrapolated
+DECADE = 10.0  # times that, up to where log t must go
 FEWEST = 8  # points of a fit
 ACCURATE = 0.02  # of an exponent
 UNDECIDED = 0.2  # an uncertainty of an exponent that says nothing
@@ -57,7 +58,7 @@ def fit_exponent(log_time: Array, log_y: Array) -> Exponent | None:
     exponent can be trusted.
     """
     kept = log_time > FROM
-    if kept.sum() < FEWEST:
+    if kept.sum() < FEWEST or log_time[-1] < DECADE * FROM:
         return None
     x, y = np.log(log_time[kept]), log_y[kept]
     middle = 0.5 * (x[-1] + math.log(FROM))
@@ -170,16 +171,16 @@ def _compare(name: str, path: Path, found: Exponent | None, expected: float) -> 
     if len(path.late) < 2:
         return Verdict.not_applicable(name, NEVER_LATE)
     assert path.alpha is not None
-    when = f"needs {FEWEST} saved points from log t = {FROM:g} on, over some decades"
+    when = f"needs {FEWEST} saved points from log t = {FROM:g} on, over one decade or more"
     if found is None:
         return Verdict.eventual(name, -1.0, "no fit", when)
     off = found.value - expected
     detail = f"exponent of log t {found} from {found.points} points, {expected:.4g} in theory"
     distance = max(0.0, -off) if path.alpha > 2 else abs(off)
     slack = ACCURATE + found.uncertainty - distance
-    if abs(found.plain - expected) > WILD and float(path.trajectory.log_time[-1]) > 10 * FROM:
+    if abs(found.plain - expected) > WILD:
         # No correction of the order 1/log t does this: what should be bounded is not.
         return Verdict.judged(name, -abs(found.plain - expected), detail)
-    if slack >= 0 and found.uncertainty > UNDECIDED:
+    if found.uncertainty > UNDECIDED:
         return Verdict.eventual(name, UNDECIDED - found.uncertainty, detail, when)
     return Verdict.judged(name, slack, detail)

@@ -33,7 +33,7 @@ def shifted(theta):
         (OwnCosh(), (H, H, H, H, N, N, N, N)),
         (PerWeight(torch.tensor([0.1, 1.0]).double()), (H, H, H, H, H, H, N, H)),
     ],
-    ids=repr,
+    ids=lambda it: type(it).__name__,
 )
 def test_findings(potential, outcomes):
     found = mo.audit(potential)
