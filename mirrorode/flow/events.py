@@ -18,12 +18,13 @@ from mirrorode.flow.normals import of_pairs, solve_gram
 from mirrorode.flow.state import Point, Run, State
 from mirrorode.flow.step import Mode, Step, captured_places, metric
 from mirrorode.flow.system import Stages
-from mirrorode.problem.homogeneous import Pattern
+from mirrorode.problem.homogeneous import Forward, Pattern
 
 SOFT = 0.3  # of the error scale: a kink overshot by less than this does not end a step
 SOFT_LATE = 3e-3  # the same once the loss is the clock
 OVERSHOOT = 0.03  # of a sliding coefficient beyond [0, 1]
 MARGIN = 1e-3  # of a coefficient beyond [0, 1] that ends a slide: at less it may come straight back
+NOTICED = 23.0  # a sample lighter than e⁻²³ of the total changes nothing
 DEPENDENT = 1e-6  # share of a normal that is new to those already slid along
 
 
@@ -128,10 +129,12 @@ def _distance_to_zero(step: Step, found: Stages, units: Pairs) -> Tensor:
     return torch.stack(sizes) / len(step.dual) ** 0.5 if sizes else step.dual.new_zeros(0)
 
 
-def vanishing(run: Run, state: State, point: Point) -> Pairs:
-    """Units (sample −1) that are at zero to within the tolerance, and move towards it.
+def vanishing(run: Run, state: State, point: Point, within: float) -> Pairs:
+    """Units (sample −1) at zero to within the tolerance that come to it in less than ``within``.
 
-    On the last stretch to w = 0 a unit passes ever more kinks in ever shorter time.
+    On the last stretch to w = 0 a unit passes ever more kinks in ever shorter time. A unit that
+    nothing moves stays small while all others grow, until it is within the tolerance; such a one
+    must keep its sides, as behind w = 0 the flow would send it where it is pulled most.
     """
     network, scale, found = run.flow.network, run.scale(state.dual), []
     for layer, captured in enumerate(state.mode.captured):
@@ -139,9 +142,10 @@ def vanishing(run: Run, state: State, point: Point) -> Pairs:
             continue
         places = network.incoming(layer, torch.arange(len(captured), device=scale.device))
         size = (state.dual / scale)[places].norm(dim=-1)
-        inward = (state.dual * point.direction)[places].sum(-1)
+        inward = -(state.dual * point.direction)[places].sum(-1)
         small = size < SOFT * len(scale) ** 0.5
-        units = torch.nonzero(small & (inward < 0) & ~captured)[:, 0]
+        soon = state.dual[places].square().sum(-1) < within * inward
+        units = torch.nonzero(small & soon & ~captured)[:, 0]
         found += [(layer, unit, -1) for unit in units.tolist()]
     return Pairs.of(found, scale.device)
 
@@ -174,16 +178,17 @@ def overshoot(step: Step, found: Stages, pairs: Pairs) -> Tensor:
 
 
 def enter(
-    flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs
+    flow: MirrorFlow, dual: Tensor, mode: Mode, pairs: Pairs, *, late: bool = False
 ) -> tuple[Tensor, Mode, Pairs, Tensor]:
     """Begin to slide along ``pairs``.
 
-    A pair whose normal depends on those already slid along is left where it is.
+    A pair whose normal depends on those already slid along is left where it is. ``late`` the
+    margins stay what they are, from which the softmax weights of a large log(1/𝓛) follow.
 
     Returns:
         The dual put on all sliding kinks, the new mode, the pairs that entered, and which they are.
     """
-    slides, which = mode.slides, torch.ones_like(pairs.sample, dtype=torch.bool)
+    before, slides, which = mode, mode.slides, torch.ones_like(pairs.sample, dtype=torch.bool)
     if len(pairs):
         candidates = slides + pairs
         off = replace(mode, pattern=candidates.mark(mode.pattern, False))
@@ -192,7 +197,10 @@ def enter(
         which = _independent(gram, len(slides))
         slides = slides + pairs[which]
         mode = replace(mode, pattern=slides.mark(mode.pattern, False), slides=slides)
-    return snap(flow, dual, mode), mode, pairs[which], which
+    snapped = snap(flow, dual, mode)
+    if late:
+        snapped = _keep_margins(flow, dual, before, snapped, mode)
+    return snapped, mode, pairs[which], which
 
 
 def _independent(gram: Tensor, known: int) -> Tensor:
@@ -241,9 +249,55 @@ def snap(flow: MirrorFlow, dual: Tensor, mode: Mode) -> Tensor:
     return dual
 
 
-def leave(mode: Mode, coefficients: Tensor) -> tuple[Mode, Pairs, Pairs]:
-    """End the sliding of pairs whose coefficient has left [0, 1]; who goes off, who goes on."""
-    off, on = coefficients <= -MARGIN, coefficients >= 1 + MARGIN
+def _keep_margins(
+    flow: MirrorFlow, dual: Tensor, mode: Mode, snapped: Tensor, after: Mode
+) -> Tensor:
+    """``snapped`` moved least in D, along the kinks, to where the margins that matter were.
+
+    Margins that depend on each other and on the kinks cannot all be kept: their Gram matrix is
+    inverted on its range.
+    """
+    y, held = flow.dataset.y, captured_places(flow, after)
+    samples = torch.arange(len(y), device=dual.device)
+
+    def look(dual: Tensor, mode: Mode) -> tuple[Tensor, Forward]:
+        theta = flow.potential.inverse_gradient(dual)
+        pattern = [on[samples] for on in mode.pattern]
+        return theta, flow.network.forward(theta, flow.dataset.x[samples], pattern)
+
+    q = y * look(dual, mode)[1].output
+    samples = torch.nonzero(torch.log_softmax(-q, 0) > -NOTICED)[:, 0]
+    y, q, best, least = y[samples], q[samples], snapped, torch.inf
+    for _ in range(3):
+        theta, at = look(snapped, after)
+        lost = q - y * at.output
+        if not float(lost.abs().max()) < least:
+            break
+        best, least = snapped, float(lost.abs().max())
+        rows = (y[:, None] * flow.network.backward(at)[0]).index_fill(1, held, 0.0)
+        inverse = metric(flow, theta).index_fill(0, held, 0.0)
+        if len(after.slides):
+            normals = field.normals_of(flow, theta, after.slides, after)
+            along = normals.along(rows * inverse)
+            added = normals.combine(solve_gram(normals.gram(inverse), along.mT).mT)
+            rows = rows - added.index_fill(1, held, 0.0)
+        gram = (rows * inverse) @ rows.mT
+        size = gram.diagonal().clamp(min=1e-300).rsqrt()
+        back = torch.linalg.pinv(gram * size[:, None] * size, rtol=DEPENDENT, hermitian=True)
+        snapped = snapped + (size * (back @ (size * lost))) @ rows
+    return best
+
+
+def leave(mode: Mode, coefficients: Tensor, alone: int | None = None) -> tuple[Mode, Pairs, Pairs]:
+    """End the sliding of pairs whose coefficient has left [0, 1]; who goes off, who goes on.
+
+    All of them, or only number ``alone`` of those, counted around.
+    """
+    outside = (coefficients <= -MARGIN) | (coefficients >= 1 + MARGIN)
+    if alone is not None:
+        which = torch.nonzero(outside)[:, 0]
+        outside = torch.zeros_like(outside).index_fill(0, which[alone % len(which)], True)
+    off, on = outside & (coefficients < 0), outside & (coefficients > 1)
     switched_on = mode.slides[on]
     pattern = switched_on.mark(mode.pattern, True)
-    return Mode(pattern, mode.slides[~(off | on)], mode.captured), mode.slides[off], switched_on
+    return Mode(pattern, mode.slides[~outside], mode.captured), mode.slides[off], switched_on

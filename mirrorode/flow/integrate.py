@@ -38,6 +38,10 @@ CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kink
 INSTANT = 1e-11  # of the largest step so far; what happens in so short a step happens at its end
 WILD = 1e-3  # share of a step below which an event seen by an unconverged iterate is not believed
 TINY = 1e-290  # and so it is below this
+ROUND_OFF = 1e-12  # of log t: what is closer in time happens at once
+SOON = (
+    100  # steps of a length at which none is found: a unit that takes longer to vanish is not why
+)
 SMALLEST = 1e-13  # of the largest step so far; below it the run is blocked
 _GROWTH = [5.0, 5.0, 5.0, 4.0, 3.0, 2.0, 1.5, 1.2, 1.0, 0.8, 0.6, 0.5, 0.5]
 """Largest growth of the step after so many Newton iterations: a diverging attempt costs most."""
@@ -133,6 +137,8 @@ def _implicit(
             due = end if end.share <= landing else None
             share = min(end.share, landing)
             h, guess, patient = h * share, (attempt, share), True
+            if h <= TINY:
+                break
     return Status.BLOCKED
 
 
@@ -144,7 +150,8 @@ def _hand_over(state: State, at: Field) -> bool:
 
 def _captured_at_once(run: Run, state: State, point: Point, h: float) -> State | None:
     """The state with units held that come to zero where they stand, if there are any."""
-    vanishing = events.vanishing(run, state, point)
+    loss_time = h * point.loss / point.speed if state.late else h
+    vanishing = events.vanishing(run, state, point, within=SOON * loss_time)
     if len(vanishing) == 0:
         return None
     run.record("capture", vanishing, state.log_time, point.loss)
@@ -158,7 +165,7 @@ def _back_at_once(run: Run, state: State, attempt: Attempt, h: float) -> State |
     back = _globally(arrivals[times * h < INSTANT * run.largest_step], attempt.point.samples)
     if len(back) == 0:
         return None
-    dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back)
+    dual, mode, entered, _ = events.enter(run.flow, state.dual, state.mode, back, late=True)
     if len(entered) == 0:
         return None
     run.record("slide", entered, state.log_time, attempt.point.loss)
@@ -171,10 +178,11 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
     if not state.late and point.loss >= (EAGER if has_kinks(run.flow) else LATE):
         # From loss time to log ℓ: dx = d log ℓ = ‖G‖²_D/ℓ dσ.
         h = None if state.h is None else state.h * point.speed / point.loss
-        state, run.largest_step = replace(state, late=True, h=h, last=None), 0.0
+        state, run.largest_step = replace(state, late=True, h=h, last=None), h or 0.0
     state, point = _settle(run, state, point)
     for _ in range(0 if state.stay else len(state.mode.slides)):
-        mode, off, on = events.leave(state.mode, point.coefficients)
+        alone = _turn(run, state, point.coefficients)
+        mode, off, on = events.leave(state.mode, point.coefficients, alone)
         if len(off) + len(on) == 0:
             break
         sides = [0.0] * len(off) + [1.0] * len(on)
@@ -190,6 +198,25 @@ def _prepare(run: Run, state: State) -> tuple[State, Point]:
             state = replace(state, dual=dual, mode=mode, last=None, settle=state.late)
             state, point = _settle(run, state, look(run, state))
     return state, point
+
+
+def _turn(run: Run, state: State, coefficients: Tensor) -> int | None:
+    """Which of the pairs that would leave goes alone, where one has come back at this instant.
+
+    Pairs that leave together can push each other back, for ever. Going one at a time, each time
+    another first, they meet the one set of sliding pairs that holds.
+    """
+    left, back = 0, set()
+    for event in reversed(run.events):
+        if state.log_time - event.log_time > ROUND_OFF * max(1.0, abs(state.log_time)):
+            break
+        left += event.kind == "exit"
+        if event.kind == "slide":
+            back.add((event.layer, event.unit, event.sample))
+    outside = ((coefficients - 0.5).abs() - 0.5 >= events.MARGIN).tolist()
+    leaving = zip(*state.mode.slides.lists(), strict=True)
+    again = any(pair in back for pair, out in zip(leaving, outside, strict=True) if out)
+    return left if again else None
 
 
 def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
@@ -284,7 +311,9 @@ def _apply(
         mode = events.cross(mode, before, arrivals[crossing])
         run.record("cross", arrivals[crossing], log_time, loss)
     if len(mode.slides) or len(arrivals):
-        dual, mode, entered, _ = events.enter(flow, dual, mode, arrivals[~crossing])
+        dual, mode, entered, _ = events.enter(
+            flow, dual, mode, arrivals[~crossing], late=attempt.step.clock.follows > 0
+        )
         run.record("slide", entered, log_time, loss)
     return dual, mode, len(captures) + len(entered) + int(crossing.sum()) > 0
 
