@@ -166,10 +166,11 @@ def crossings(pattern: Pattern, values: list[Tensor], ignore: Pattern) -> tuple[
 
 def roots(cubic: Tensor, low: Tensor, high: Tensor, rising: Tensor) -> Tensor:
     """The sign change of each cubic (F, 4) in [low, high], by bisection to 2⁻⁴⁰ of a step."""
-    powers = torch.arange(4, device=low.device)
+    constant, linear, quadratic, leading = cubic.unbind(1)
     for _ in range(40):
         middle = 0.5 * (low + high)
-        above = (cubic * middle[:, None] ** powers).sum(1) > 0
-        beyond = above == rising
+        value = torch.addcmul(quadratic, middle, leading)
+        value = torch.addcmul(constant, middle, torch.addcmul(linear, middle, value))
+        beyond = (value > 0) == rising
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
     return high

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mirrorode.flow import meeting
 from mirrorode.flow.neurons import Drive, Slides, polynomial
-from mirrorode.flow.pieces import Piece
+from mirrorode.flow.pieces import Curve, Piece
 
 GRID = (0.25, 0.5, 0.75, 1.0)  # where a piece is looked at for kinks, two crossings in it included
 SIGN = 1e-13  # of ‖w‖: what counts as on the surface, in detection and location alike
@@ -28,8 +28,8 @@ def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor, flo
     kind = torch.full_like(piece.rows, -1)
     surface = torch.full_like(piece.rows, -1)
     grid = share.new_tensor(GRID)[:, None].expand(-1, count)
-    theta = drive.primal(piece.at(grid)[..., :-1])
-    start = drive.primal(piece.state[:, :-1])
+    theta = drive.primal(piece.curve.at(grid)[..., :-1])
+    start = drive.primal(piece.curve.start[:, :-1])
     slack = SIGN * start[:, :-1].norm(dim=1)
     sign = torch.where(piece.on, -1.0, 1.0).to(share)
     beyond, looked = _beyond(drive, piece, theta[..., :-1], start[:, :-1], sign, slack)
@@ -129,11 +129,11 @@ def _crossings(
     slot, surface = torch.nonzero(at_first, as_tuple=True)
     neuron = hit[slot]
     normal = drive.surfaces.normal[surface]
-    side, beneath = sign[neuron, surface], slack[neuron]
+    normal, beneath = normal * sign[neuron, surface, None], slack[neuron]
+    weights = piece.curve.of(neuron, slice(None, -2))
 
     def gap(share: Tensor) -> Tensor:
-        weights = drive.primal(piece.of(neuron, share)[:, :-2])
-        return side * (weights * normal).sum(1) - beneath
+        return (drive.primal(weights.at(share)) * normal).sum(-1) - beneath
 
     at = _root(gap, low[neuron], high[neuron])
     return [(neuron, at, torch.full_like(neuron, meeting.CROSS), surface)]
@@ -154,12 +154,12 @@ def _exits(
         part, piece.sliding.surface[part], piece.sliding.valid[part], piece.sliding.normal[part]
     )
     row = torch.arange(len(neuron), device=neuron.device)
+    duals = piece.curve.of(neuron, slice(None, -1))
 
     def gap(share: Tensor) -> Tensor:
-        theta = drive.primal(piece.of(neuron, share)[:, :-1])
         s = piece.s[neuron] + share * piece.delta[neuron]
-        xi = _coefficients(drive, piece, neuron, sliding, s, theta)[row, column]
-        return (xi - 0.5).abs() - (0.5 + 1e-12)
+        xi = _coefficients(drive, piece, neuron, sliding, s, drive.primal(duals.at(share)))
+        return (xi[..., row, column] - 0.5).abs() - (0.5 + 1e-12)
 
     at = _root(gap, low[neuron], high[neuron])
     kind = torch.full_like(neuron, meeting.EXIT)
@@ -173,16 +173,17 @@ def _turns(
     found: _Found = []
     hit = hit[slot[hit] >= 0]
     for mask, kind, columns in (
-        (ended, meeting.CAPTURE, slice(None, -1)),
-        (back, meeting.BRANCH, slice(-1, None)),
+        (ended, meeting.CAPTURE, slice(None, -2)),
+        (back, meeting.BRANCH, slice(-2, -1)),
     ):
         neuron = hit[mask[first[hit], slot[hit]]]
         if len(neuron) == 0:
             continue
 
-        def gap(share: Tensor, neuron: Tensor = neuron, columns: slice = columns) -> Tensor:
-            theta = drive.primal(piece.of(neuron, share)[:, :-1])
-            return -(theta[:, columns] * start[neuron, columns]).sum(1)
+        duals, before = piece.curve.of(neuron, columns), -start[neuron, columns]
+
+        def gap(share: Tensor, duals: Curve = duals, before: Tensor = before) -> Tensor:
+            return (drive.primal(duals.at(share)) * before).sum(-1)
 
         at = _root(gap, low[neuron], high[neuron])
         code = torch.full_like(neuron, kind)
@@ -193,9 +194,10 @@ def _turns(
 def _root(gap: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """Where each gap turns positive in [low, high]: Ridders' method (1979).
 
-    The result lies on the positive side, by at most 1e-11, so that what was seen has happened.
+    The gap is asked at several shares (…, C) at once. The result lies on the positive side, by at
+    most 1e-11, so that what was seen has happened.
     """
-    f_low, f_high = gap(low), gap(high)
+    f_low, f_high = gap(torch.stack([low, high]))
     high = torch.where(f_low >= 0, low, high)
     for _ in range(50):
         if not bool((high - low > ROOT).any()):
@@ -204,10 +206,9 @@ def _root(gap: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
         value = gap(middle)
         bent = value * (value.square() - f_low * f_high).clamp(min=1e-300).rsqrt()
         guess = middle - 0.5 * (high - low) * bent
-        # The guess is on one side by a hair; one more hair, and the root is enclosed.
-        f_guess = gap(guess)
-        hair = guess + torch.where(f_guess > 0, -0.9 * ROOT, 0.9 * ROOT)
-        for at, f in ((middle, value), (guess, f_guess), (hair, gap(hair))):
+        # The root is within a hair of the guess as a rule, and then enclosed.
+        pair = torch.stack([guess - 0.45 * ROOT, guess + 0.45 * ROOT])
+        for at, f in ((middle, value), *zip(pair, gap(pair), strict=True)):
             inside = (at > low) & (at < high)
             above, below = inside & (f > 0), inside & ~(f > 0)
             f_high, high = torch.where(above, f, f_high), torch.where(above, at, high)

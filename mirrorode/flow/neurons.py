@@ -119,7 +119,8 @@ class Slides:
 def polynomial(coefficients: Tensor, s: Tensor) -> Tensor:
     """Σ_m c_m s^m for coefficients (A, 3, d) and positions s (…, A): (…, A, d)."""
     s = s[..., None]
-    return coefficients[:, 0] + s * (coefficients[:, 1] + s * coefficients[:, 2])
+    constant, linear, quadratic = coefficients.unbind(1)
+    return torch.addcmul(constant, s, torch.addcmul(linear, s, quadratic))
 
 
 def slope(drive: Drive, force: Tensor, slides: Slides, s: Tensor, state: Tensor) -> Tensor:
@@ -135,10 +136,9 @@ def slope(drive: Drive, force: Tensor, slides: Slides, s: Tensor, state: Tensor)
         rows = slides.rows
         tangent = slides.tangent(metric[rows, :-1], pull[rows, :, None])[..., 0]
         pull = pull.index_copy(0, rows, tangent)
-    outward = drive.moving * (weights * pull).sum(1, keepdim=True)
-    velocity = torch.cat([output * pull, outward], 1)
-    total = drive.total[0] + s * (drive.total[1] + s * drive.total[2])
-    gained = (velocity.square() * metric).sum(1) / total
+    outward = (weights * pull).sum(1, keepdim=True)
+    velocity = torch.cat([output * pull, outward if drive.moving else 0 * outward], 1)
+    gained = (velocity.square() * metric).sum(1) / polynomial(drive.total[None, :, None], s)[:, 0]
     return drive.h * torch.cat([velocity, gained[:, None]], 1)
 
 

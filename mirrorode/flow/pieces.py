@@ -7,6 +7,7 @@ L. F. Shampine, 1986; both as in SciPy.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from scipy.integrate import RK45
@@ -16,32 +17,65 @@ from mirrorode.flow.neurons import Drive, Slides, slope
 
 
 @dataclass(frozen=True)
+class Curve:
+    """The dense output of local steps: where each of A rows is at a share of its own step.
+
+    Attributes:
+        start: (A, D); coefficients: of the powers 1 to 4 of the share, (4, A, D).
+    """
+
+    start: Tensor
+    coefficients: Tensor
+
+    def at(self, share: Tensor) -> Tensor:
+        """The rows at shares (…, A): (…, A, D)."""
+        first, second, third, value = self.coefficients.unbind(0)
+        share = share[..., None]
+        for coefficient in (third, second, first, self.start):
+            value = torch.addcmul(coefficient, value, share)
+        return value
+
+    def of(self, rows: Tensor, columns: slice) -> Curve:
+        """That of some rows and columns."""
+        return Curve(self.start[rows, columns], self.coefficients[:, rows, columns])
+
+
+@dataclass(frozen=True)
 class Piece:
-    """One local step of A neurons: start, length, state and its dense output."""
+    """One local step of A neurons: start, length, and the states (A, d + 2) along it."""
 
     rows: Tensor
     s: Tensor
     delta: Tensor
-    state: Tensor
-    dense: Tensor  # (A, d + 2, 4)
+    curve: Curve
     force: Tensor
     on: Tensor
     slides: Tensor
     sliding: Slides
 
-    def at(self, share: Tensor) -> Tensor:
-        """The state at shares (…, A) of the piece: (…, A, d + 2)."""
-        value = torch.zeros_like(self.state).expand(*share.shape, -1)
-        for m in range(3, -1, -1):
-            value = (value + self.dense[..., m]) * share[..., None]
-        return self.state + self.delta[:, None] * value
 
-    def of(self, which: Tensor, share: Tensor) -> Tensor:
-        """The state of neurons ``which`` (C,) at shares (C,): (C, d + 2)."""
-        value = torch.zeros_like(self.state[which])
-        for m in range(3, -1, -1):
-            value = (value + self.dense[which, :, m]) * share[:, None]
-        return self.state[which] + self.delta[which, None] * value
+@dataclass(frozen=True)
+class _Tableau:
+    """The coefficients of the method as tensors, made once for a device."""
+
+    inner: tuple[Tensor, ...]
+    end: Tensor
+    error: Tensor
+    dense: Tensor
+
+    @classmethod
+    @cache
+    def on(cls, dtype: torch.dtype, device: torch.device) -> _Tableau:
+        a, *others = (
+            torch.as_tensor(it, dtype=dtype, device=device)
+            for it in (RK45.A, RK45.B, RK45.E, RK45.P.T.copy())
+        )
+        return cls(tuple(a[stage, :stage] for stage in range(1, 6)), *others)
+
+
+def _combined(weights: Tensor, slopes: Tensor) -> Tensor:
+    """Σ_k w_k m_k of slopes m (k, A, D), for weights (k,) or (…, k): (A, D) or (…, A, D)."""
+    return (weights @ slopes.flatten(1)).unflatten(-1, slopes.shape[1:])
 
 
 def advance(
@@ -50,18 +84,17 @@ def advance(
 ) -> tuple[Piece, Tensor]:  # fmt: skip
     """One Dormand–Prince step, and its error relative to the tolerance (A,)."""
     sliding = Slides.of(slides, drive.surfaces)
+    tableau, step = _Tableau.on(state.dtype, state.device), delta[:, None]
     slopes = state.new_empty(7, *state.shape)
     slopes[0] = slope(drive, force, sliding, s, state)
-    step = delta[:, None]
-    for stage in range(1, 6):
-        weight = state.new_tensor(RK45.A[stage, :stage])
-        inner = state + step * torch.tensordot(weight, slopes[:stage], 1)
+    for stage, weights in enumerate(tableau.inner, start=1):
+        inner = torch.addcmul(state, step, _combined(weights, slopes[:stage]))
         slopes[stage] = slope(drive, force, sliding, s + float(RK45.C[stage]) * delta, inner)
-    end = state + step * torch.tensordot(state.new_tensor(RK45.B), slopes[:6], 1)
+    end = torch.addcmul(state, step, _combined(tableau.end, slopes[:6]))
     slopes[6] = slope(drive, force, sliding, s + delta, end)
-    error = (delta[:, None] * torch.tensordot(state.new_tensor(RK45.E), slopes, 1))[:, :-1]
+    error = (step * _combined(tableau.error, slopes))[:, :-1]
     size = torch.maximum(state[:, :-1].abs(), end[:, :-1].abs()).amax(1)
     error = error.abs().amax(1) / (tolerance * size).clamp(min=1e-300)
     error = torch.nan_to_num(error, nan=1e9, posinf=1e9)
-    dense = torch.einsum("kam,kp->amp", slopes, state.new_tensor(RK45.P))
-    return Piece(rows, s, delta, state, dense, force, on, slides, sliding), error
+    curve = Curve(state, step * _combined(tableau.dense, slopes))
+    return Piece(rows, s, delta, curve, force, on, slides, sliding), error

@@ -153,7 +153,7 @@ def _advance(way: _Underway, rows: Tensor, tolerance: float, even: float) -> Non
     share = torch.where(fine, share, torch.zeros_like(share))
     kind = torch.where(fine, kind, torch.full_like(kind, -1))
     _write(path, way.outputs, piece, share, fine)
-    state[rows] = torch.where(fine[:, None], piece.at(share), state[rows])
+    state[rows] = torch.where(fine[:, None], piece.curve.at(share), state[rows])
     end = piece.s + share * piece.delta
     last = (share == 1) & (piece.s + piece.delta >= 1)
     s[rows] = torch.where(fine, torch.where(last, torch.ones_like(end), end), s[rows])
@@ -179,12 +179,12 @@ def _write(path: Path, outputs: Tensor, piece: Piece, share: Tensor, fine: Tenso
     local = (outputs[:, None] - piece.s) / piece.delta
     covered = (local > 0) & (local <= share + 1e-14) & fine
     covered |= (local <= 1 + 1e-9) & (local > share) & (share == 1) & fine
-    value = piece.at(local.clamp(0, 1))[..., :-1]
+    value = piece.curve.at(local.clamp(0, 1))[..., :-1]
     kept = path.duals[:, piece.rows]
     path.duals[:, piece.rows] = torch.where(covered[..., None], value, kept)
     # Outputs further on find the neuron where it stands if nothing moves it any more.
     ahead = (local > share) & ~covered & fine
-    now = piece.at(share)[None, :, :-1]
+    now = piece.curve.at(share)[None, :, :-1]
     path.duals[:, piece.rows] = torch.where(ahead[..., None], now, path.duals[:, piece.rows])
     modes = path.slides[:, piece.rows]
     path.slides[:, piece.rows] = torch.where(
