@@ -37,7 +37,7 @@ class _OutOfSteps(Exception):
     """Raised inside torchdiffeq to end a run that has used up its steps."""
 
 
-class _Field(torch.nn.Module):
+class LogTimeField(torch.nn.Module):
     """The right-hand side in σ, which counts and remembers the last accepted state."""
 
     def __init__(self, flow: MirrorFlow, theta0: Tensor, stats: Stats, max_steps: int) -> None:
@@ -103,7 +103,7 @@ def integrate(
     """
     names = ", ".join(sorted(SOLVERS))
     require(method in SOLVERS, "method", f'be "auto" or one of {names}', repr(method))
-    field = _Field(flow, theta0, stats, recorder.max_steps)
+    field = LogTimeField(flow, theta0, stats, recorder.max_steps)
     adaptive = issubclass(SOLVERS[method], AdaptiveStepsizeODESolver)
 
     def flow_to(start: float, dual: Tensor, end: float) -> Tensor:
@@ -143,7 +143,9 @@ def integrate(
         return Status.SOLVER_FAILED
 
 
-def _report(flow: MirrorFlow, recorder: Recorder, field: _Field, stats: Stats) -> Status | None:
+def _report(
+    flow: MirrorFlow, recorder: Recorder, field: LogTimeField, stats: Stats
+) -> Status | None:
     sigma, state = field.last
     dual, dissipated = state[:-1], float(state[-1])
     loss = float(flow.log_inverse_loss(flow.potential.inverse_gradient(dual)))
@@ -151,7 +153,7 @@ def _report(flow: MirrorFlow, recorder: Recorder, field: _Field, stats: Stats) -
     return recorder.add(field.log_time(sigma), loss, dual, gained, stats)
 
 
-def _prescribed(field: _Field, recorder: Recorder, sigma: float) -> list[float]:
+def _prescribed(field: LogTimeField, recorder: Recorder, sigma: float) -> list[float]:
     """The clock at the log times that must be landed on, where they lie ahead."""
     rules = [rule for rule in recorder.rules if rule.by_time]
     return [end for end in (field.sigma(rule.target) for rule in rules) if end > sigma]
