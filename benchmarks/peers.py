@@ -1,11 +1,11 @@
 """What the integrator costs beside other solvers, and how its cost grows with the problem.
 
-First the paper's two-layer problem under gradient flow, from the initial point to the log t at which
-𝓛 is 1e-10, 1e-50 and 1e-400, one method after the other in one process. Peers get the same
+First the paper's two-layer problem under gradient flow, from the initial point to the log t at
+which 𝓛 is 1e-10, 1e-50 and 1e-400, one method after the other in one process. Peers get the same
 right-hand side, dz/dσ in log time σ, in which the flow has a length of log t and no method
-overflows; log(1/𝓛) as a clock is shorter, but there explicit steps leave the flow without noticing.
-The error is that of the direction θ/‖θ‖ against ``auto`` at a hundredth of the tolerance. A peer has
-a budget of seconds; what it reached by then gives a lower bound of what it costs.
+overflows; log(1/𝓛) as a clock is shorter, but explicit steps leave the flow there unnoticed. The
+error is that of the direction θ/‖θ‖ against ``auto`` at a hundredth of the tolerance. A peer has a
+budget of seconds; what it reached by then gives a lower bound of what it costs.
 
 Then ``auto`` alone: steps a decade of log(1/𝓛) for every potential; work against width, samples,
 depth and the number of starts, with the exponent that fits.
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -261,7 +262,7 @@ def decades(setting: Benchmark) -> ResultTable:
         run = _own(flow, network.initial(0), DECADES[1], setting.rtol)
         edges = torch.logspace(3, 9, 7, dtype=torch.float64)
         counts = [int(((run.log_inverse_loss > low) & (run.log_inverse_loss <= high)).sum())
-                  for low, high in zip(edges[:-1], edges[1:], strict=True)]  # fmt: skip
+                  for low, high in pairwise(edges)]  # fmt: skip
         mean = sum(counts) / len(counts)
         rows.append((label(potential), *map(str, counts), f"{mean:.3g}"))
     columns = ("potential", *(f"1e{k} to 1e{k + 1}" for k in range(3, 9)), "mean")

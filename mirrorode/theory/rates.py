@@ -11,7 +11,7 @@ from scipy.integrate import quad
 from scipy.optimize import brentq
 
 from mirrorode.theory.points import Path
-from mirrorode.theory.verdicts import DRIFT, NEVER_LATE, NO_DEGREE, Verdict
+from mirrorode.theory.verdicts import DRIFT, NEVER_LATE, NO_DEGREE, Outcome, Verdict
 
 Array = NDArray[np.float64]
 
@@ -21,6 +21,7 @@ DECADE = 10.0  # times that, up to where log t must go
 FEWEST = 8  # points of a fit
 ACCURATE = 0.02  # of an exponent
 UNDECIDED = 0.2  # an uncertainty of an exponent that says nothing
+SETTLING = 0.9  # growth of the margin in a decade, of that in the one before, that settles
 WILD = 3.0  # distance of the plain slope of a log from theory that rules it out
 FACTOR = 2.0  # that is Θ(1) in Lemma F.1
 
@@ -157,7 +158,24 @@ def size_rate(path: Path) -> Verdict:
     log_time, _ = _numbers(path)
     q_hat = path.points.q_hat[path.late].cpu().numpy()
     found = fit_exponent(log_time, path.degree / path.alpha * np.log(q_hat))
-    return _compare(name, path, found, 1.0)
+    verdict = _compare(name, path, found, 1.0)
+    if verdict.outcome is not Outcome.FAILS or found is None or found.value > 1:
+        return verdict
+    # (αQ)^(L/α) is ℓ/γ̃: the exponent is one less that of γ̃, which is bounded, but slow to settle
+    # where the direction passes a saddle. An exponent that stays is no such thing.
+    before, last = _growth_of_margin(log_time, path.soft_margin.cpu().numpy())
+    if last < SETTLING * before and 1 - found.value <= before + ACCURATE:
+        when = f"the margin still grows like (log t)^{last:.2g}, after {before:.2g} a decade before"
+        return Verdict.eventual(name, verdict.slack, verdict.detail, when)
+    return verdict
+
+
+def _growth_of_margin(log_time: Array, log_margin: Array) -> tuple[float, float]:
+    """d log γ̃/d log log t over the last decade of log t but one, and over the last."""
+    x = np.log(log_time[log_time > FROM])
+    at = np.interp(x[-1] - math.log(10.0) * np.array([2.0, 1.0, 0.0]), x, log_margin[-len(x) :])
+    before, last = np.diff(at) / math.log(10.0)
+    return float(before), float(last)
 
 
 def _numbers(path: Path) -> tuple[Array, Array]:

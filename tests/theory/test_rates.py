@@ -9,7 +9,8 @@ from scipy.special import expi
 
 import mirrorode as mo
 from mirrorode.theory.points import Path
-from mirrorode.theory.rates import fit_exponent, log_integral, loss_integral
+from mirrorode.theory.rates import fit_exponent, log_integral, loss_integral, size_rate
+from mirrorode.theory.verdicts import Outcome
 
 POTENTIALS = [mo.HyperbolicEntropy(0.1), mo.Euclidean(), mo.SmoothedHomogeneous(3, 1.0)]
 
@@ -88,3 +89,31 @@ def test_the_sharp_constant_of_lemma_d_2():
     verdict = loss_integral(path)
     assert verdict.passed
     assert verdict.slack < 2e-4
+
+
+class _Grown:
+    """The late points of a trajectory whose soft margin γ̃ is given, with α = L = 1."""
+
+    def __init__(self, log_margin):
+        log_time = np.geomspace(1.0, 1e9, 60)
+        # ℓ = log t and Q̂ = ℓ/γ̃: what `size_rate` reads of a `Path`.
+        self.alpha, self.degree, self.late = 1.0, 1, torch.arange(60)
+        self.loss = torch.from_numpy(log_time)
+        self.trajectory = type("T", (), {"log_time": self.loss})
+        self.soft_margin = torch.from_numpy(log_margin(np.log(log_time)))
+        self.points = type("P", (), {"q_hat": self.loss / self.soft_margin.exp()})
+
+
+@pytest.mark.parametrize(
+    ("log_margin", "outcome"),
+    [
+        (lambda x: 0 * x, Outcome.HOLDS),
+        # Out of a saddle: one tenth of an exponent until log t = 3e8, and nothing after.
+        (lambda x: 0.1 * np.minimum(x, np.log(3e8)), Outcome.NOT_YET),
+        # A power of log t for ever, which theory forbids, and one that grows.
+        (lambda x: 0.1 * x, Outcome.FAILS),
+        (lambda x: 0.005 * x**2, Outcome.FAILS),
+    ],
+)
+def test_a_margin_that_still_settles_is_not_yet(log_margin, outcome):
+    assert size_rate(_Grown(log_margin)).outcome is outcome
