@@ -7,6 +7,7 @@ its root found on the dense output.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -21,24 +22,44 @@ NEAR = 1.2  # times the largest movement seen: a surface beyond it is not met
 ROOT = 1e-11  # of a piece
 
 
-def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor, float]:
-    """The first event of each neuron: its share of the piece, its kind (−1: none), its surface."""
+@dataclass(frozen=True)
+class _Seen:
+    """Pairs of a neuron and a surface that its movement can reach, and where it is beyond.
+
+    Attributes:
+        row, surface: (C,); normal: e, turned to the side that the mode has it on, (C, d).
+        beyond: at the grid, (4, C).
+    """
+
+    row: Tensor
+    surface: Tensor
+    normal: Tensor
+    beyond: Tensor
+
+
+def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The first event of each neuron: its share of the piece, its kind (−1: none), its surface.
+
+    Also how many pairs of it and a surface were looked at, its start included.
+    """
     count = len(piece.rows)
     share = torch.ones_like(piece.s)
     kind = torch.full_like(piece.rows, -1)
     surface = torch.full_like(piece.rows, -1)
     grid = share.new_tensor(GRID)[:, None].expand(-1, count)
-    theta = drive.primal(piece.curve.at(grid)[..., :-1])
-    start = drive.primal(piece.curve.start[:, :-1])
+    theta = drive.primal(piece.rows, piece.curve.at(grid)[..., :-1])
+    start = drive.primal(piece.rows, piece.curve.start[:, :-1])
     slack = SIGN * start[:, :-1].norm(dim=1)
-    sign = torch.where(piece.on, -1.0, 1.0).to(share)
-    beyond, looked = _beyond(drive, piece, theta[..., :-1], start[:, :-1], sign, slack)
     outside = _outside(drive, piece, grid, theta)
     ended, back, on_line = _ended(piece, theta, start)
     rows = piece.sliding.rows
     # A neuron that slides on a line through w = 0 meets no other surface before it is there.
-    beyond[:, rows[on_line]] = False
-    bad = beyond.any(-1)
+    free = torch.ones_like(share, dtype=torch.bool)
+    free[rows[on_line]] = False
+    seen, looked = _seen(drive, piece, theta[..., :-1], start[:, :-1], slack, free)
+    bad = torch.zeros(len(GRID), count, dtype=torch.bool, device=share.device)
+    at, pair = torch.nonzero(seen.beyond, as_tuple=True)
+    bad[at, seen.row[pair]] = True
     if len(rows):
         bad[:, rows] |= outside.any(-1) | ended | back
     if not bool(bad.any()):
@@ -47,40 +68,37 @@ def first_event(drive: Drive, piece: Piece) -> tuple[Tensor, Tensor, Tensor, flo
     first = bad.to(torch.uint8).argmax(0)
     edges = share.new_tensor((0.0, *GRID))
     low, high = edges[first], edges[first + 1]
-    found = _crossings(drive, piece, beyond, hit, first, low, high, sign, slack)
+    found = _crossings(drive, piece, seen, first, low, high, slack)
     if len(rows):
         slot = torch.full_like(piece.rows, -1)
         slot[rows] = torch.arange(len(rows), device=rows.device)
         found += _exits(drive, piece, outside, slot, hit, first, low, high)
         found += _turns(drive, piece, ended, back, slot, hit, first, low, high, start)
-    neuron, at, what, where = (torch.cat(part) for part in zip(*found, strict=True))
-    order = torch.argsort(at, stable=True)
+    neuron, when, what, where = (torch.cat(part) for part in zip(*found, strict=True))
+    order = torch.argsort(when, stable=True)
     order = order[torch.argsort(neuron[order], stable=True)]
     lead = torch.ones_like(order, dtype=torch.bool)
     lead[1:] = neuron[order].diff() != 0
     order = order[lead]
-    share[neuron[order]] = at[order]
+    share[neuron[order]] = when[order]
     kind[neuron[order]] = what[order]
     surface[neuron[order]] = where[order]
     return share, kind, surface, looked
 
 
-def _beyond(
-    drive: Drive, piece: Piece, weights: Tensor, start: Tensor, sign: Tensor, slack: Tensor
-) -> tuple[Tensor, float]:
-    """Which surfaces are on the other side than the mode has them at the grid (4, A, G).
-
-    Only those are looked at that the movement of w can reach. Also the number of pairs looked at,
-    the start included, by that of all pairs.
-    """
-    normal = drive.surfaces.normal
+def _seen(
+    drive: Drive, piece: Piece, weights: Tensor, start: Tensor, slack: Tensor, free: Tensor
+) -> tuple[_Seen, Tensor]:
+    """What neurons that are ``free`` to meet surfaces see at the grid."""
     reach = (weights - start).norm(dim=-1).amax(0) * NEAR
-    near = ((start @ normal.T).abs() <= reach[:, None]) & ~piece.slides
+    reach = torch.where(free, reach, -1.0)
+    near = (drive.along(piece.rows, start).abs() <= reach[:, None]) & ~piece.slides
     row, surface = torch.nonzero(near, as_tuple=True)
-    along = (weights[:, row] * normal[surface]).sum(-1)
-    beyond = torch.zeros(len(weights), *near.shape, dtype=torch.bool, device=near.device)
-    beyond[:, row, surface] = along * sign[row, surface] > slack[row]
-    return beyond, 1.0 + len(weights) * len(row) / max(near.numel(), 1)
+    side = torch.where(piece.on[row, surface], -1.0, 1.0).to(start)
+    normal = drive.normals(piece.rows[row], surface) * side[:, None]
+    beyond = (weights[:, row] * normal).sum(-1) > slack[row]
+    looked = drive.known_of(piece.rows) + len(weights) * torch.bincount(row, minlength=len(near))
+    return _Seen(row, surface, normal, beyond), looked
 
 
 def _outside(drive: Drive, piece: Piece, grid: Tensor, theta: Tensor) -> Tensor:
@@ -98,11 +116,10 @@ def _coefficients(
     drive: Drive, piece: Piece, rows: Tensor, sliding: Slides, s: Tensor, theta: Tensor
 ) -> Tensor:
     """ξ (…, B, M) of the sliding surfaces of neurons ``rows`` at positions s (…, B)."""
-    metric = drive.metric(theta)[..., :-1]
-    force = polynomial(piece.force[rows], s)
-    c = drive.strength[:, sliding.surface]
-    at = s[..., None]
-    beta = c[0] + at * (c[1] + at * c[2])
+    neurons = piece.rows[rows]
+    metric = drive.metric(neurons, theta)[..., :-1]
+    force = polynomial(piece.force[rows], s)[..., :-1]
+    beta = drive.beta(neurons, sliding.surface, s)
     found = sliding.multipliers(metric, force[..., None])[..., 0]
     return torch.where(sliding.valid, -found / torch.where(sliding.valid, beta, 1.0), 0.5)
 
@@ -122,21 +139,19 @@ _Found = list[tuple[Tensor, Tensor, Tensor, Tensor]]
 
 
 def _crossings(
-    drive: Drive, piece: Piece, beyond: Tensor, hit: Tensor, first: Tensor, low: Tensor,
-    high: Tensor, sign: Tensor, slack: Tensor,
-) -> _Found:  # fmt: skip
-    at_first = beyond[first[hit], hit]
-    slot, surface = torch.nonzero(at_first, as_tuple=True)
-    neuron = hit[slot]
-    normal = drive.surfaces.normal[surface]
-    normal, beneath = normal * sign[neuron, surface, None], slack[neuron]
+    drive: Drive, piece: Piece, seen: _Seen, first: Tensor, low: Tensor, high: Tensor, slack: Tensor
+) -> _Found:
+    at_first = seen.beyond.gather(0, first[seen.row][None])[0]
+    pair = torch.nonzero(at_first)[:, 0]
+    neuron, normal = seen.row[pair], seen.normal[pair]
+    rows, beneath = piece.rows[neuron], slack[neuron]
     weights = piece.curve.of(neuron, slice(None, -2))
 
     def gap(share: Tensor) -> Tensor:
-        return (drive.primal(weights.at(share)) * normal).sum(-1) - beneath
+        return (drive.primal(rows, weights.at(share)) * normal).sum(-1) - beneath
 
     at = _root(gap, low[neuron], high[neuron])
-    return [(neuron, at, torch.full_like(neuron, meeting.CROSS), surface)]
+    return [(neuron, at, torch.full_like(neuron, meeting.CROSS), seen.surface[pair])]
 
 
 def _exits(
@@ -158,7 +173,8 @@ def _exits(
 
     def gap(share: Tensor) -> Tensor:
         s = piece.s[neuron] + share * piece.delta[neuron]
-        xi = _coefficients(drive, piece, neuron, sliding, s, drive.primal(duals.at(share)))
+        theta = drive.primal(piece.rows[neuron], duals.at(share))
+        xi = _coefficients(drive, piece, neuron, sliding, s, theta)
         return (xi[..., row, column] - 0.5).abs() - (0.5 + 1e-12)
 
     at = _root(gap, low[neuron], high[neuron])
@@ -180,10 +196,13 @@ def _turns(
         if len(neuron) == 0:
             continue
 
-        duals, before = piece.curve.of(neuron, columns), -start[neuron, columns]
+        rows, duals = piece.rows[neuron], piece.curve.of(neuron, columns)
 
-        def gap(share: Tensor, duals: Curve = duals, before: Tensor = before) -> Tensor:
-            return (drive.primal(duals.at(share)) * before).sum(-1)
+        def gap(
+            share: Tensor, rows: Tensor = rows, duals: Curve = duals,
+            before: Tensor = -start[neuron, columns],
+        ) -> Tensor:  # fmt: skip
+            return (drive.primal(rows, duals.at(share)) * before).sum(-1)
 
         at = _root(gap, low[neuron], high[neuron])
         code = torch.full_like(neuron, kind)
@@ -195,12 +214,13 @@ def _root(gap: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
     """Where each gap turns positive in [low, high]: Ridders' method (1979).
 
     The gap is asked at several shares (…, C) at once. The result lies on the positive side, by at
-    most 1e-11, so that what was seen has happened.
+    most 1e-11, so that what was seen has happened. What is found stays, whatever others need.
     """
     f_low, f_high = gap(torch.stack([low, high]))
     high = torch.where(f_low >= 0, low, high)
     for _ in range(50):
-        if not bool((high - low > ROOT).any()):
+        wide = high - low > ROOT
+        if not bool(wide.any()):
             break
         middle = 0.5 * (low + high)
         value = gap(middle)
@@ -209,7 +229,7 @@ def _root(gap: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
         # The root is within a hair of the guess as a rule, and then enclosed.
         pair = torch.stack([guess - 0.45 * ROOT, guess + 0.45 * ROOT])
         for at, f in ((middle, value), *zip(pair, gap(pair), strict=True)):
-            inside = (at > low) & (at < high)
+            inside = (at > low) & (at < high) & wide
             above, below = inside & (f > 0), inside & ~(f > 0)
             f_high, high = torch.where(above, f, f_high), torch.where(above, at, high)
             f_low, low = torch.where(below, f, f_low), torch.where(below, at, low)

@@ -17,8 +17,9 @@ import numpy as np
 import torch
 from scipy.optimize import lsq_linear
 from torch import Tensor
+from torch.nn.functional import normalize, pad
 
-from mirrorode.flow.neurons import Drive, Slides, polynomial
+from mirrorode.flow.neurons import Drive, polynomial
 
 CROSS, SLIDE, EXIT, CAPTURE, RELEASE, BRANCH = range(6)
 KINDS = ("cross", "slide", "exit", "capture", "release", "branch")
@@ -29,24 +30,18 @@ SEARCH = 20  # fixed-point iterations for the strongest pull above two dimension
 
 @dataclass(frozen=True)
 class Meeting:
-    """Neurons that meet a surface: E of them, each at its own position ``s`` (E,).
+    """Neurons ``rows`` that meet a surface: E of them, each at its own position ``s`` (E,).
 
     Attributes:
         dual: (E, d + 1); on, slides: (E, G), before; surface: (E,), the one met.
     """
 
+    rows: Tensor
     s: Tensor
     dual: Tensor
     on: Tensor
     slides: Tensor
     surface: Tensor
-
-
-def strengths(drive: Drive, s: Tensor, surface: Tensor) -> Tensor:
-    """β of ``surface`` (E, …) at positions s (E,)."""
-    c = drive.strength[:, surface]
-    s = s.reshape(-1, *[1] * (surface.ndim - 1))
-    return c[0] + s * (c[1] + s * c[2])
 
 
 def decide(drive: Drive, met: Meeting) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,8 +50,8 @@ def decide(drive: Drive, met: Meeting) -> tuple[Tensor, Tensor, Tensor]:
     ξ is 0 or 1 where the surface is crossed.
     """
     row = torch.arange(len(met.s), device=met.s.device)
-    beta = strengths(drive, met.s, met.surface)
-    convex = drive.primal(met.dual[:, -1]) * beta < 0
+    beta = drive.beta(met.rows, met.surface, met.s)
+    convex = drive.primal(met.rows, met.dual)[:, -1] * beta < 0
     before = met.on[row, met.surface]
     members, on = met.slides.clone(), met.on.clone()
     members[row, met.surface] = convex
@@ -65,29 +60,29 @@ def decide(drive: Drive, met: Meeting) -> tuple[Tensor, Tensor, Tensor]:
     xi = on.to(met.s)
     asked = torch.nonzero(members.any(1))[:, 0]
     if len(asked):
-        xi[asked] += settle(drive, met.s[asked], met.dual[asked], on[asked], members[asked])
+        rows, s, dual = met.rows[asked], met.s[asked], met.dual[asked]
+        xi[asked] += settle(drive, rows, s, dual, on[asked], members[asked])
     return xi >= 1, (xi > 0) & (xi < 1), xi[row, met.surface]
 
 
-def settle(drive: Drive, s: Tensor, dual: Tensor, free: Tensor, members: Tensor) -> Tensor:
+def settle(
+    drive: Drive, rows: Tensor, s: Tensor, dual: Tensor, free: Tensor, members: Tensor
+) -> Tensor:
     """ξ (A, G) of least norm for ``members``, zero elsewhere; others are on where ``free``."""
-    theta = drive.primal(dual)
-    metric = drive.metric(theta)[:, :-1]
-    force = polynomial(drive.force(free), s)
-    inside = Slides.of(members, drive.surfaces)
-    beta = strengths(drive, s, inside.surface)
+    metric = drive.metric(rows, drive.primal(rows, dual))[:, :-1]
+    force = polynomial(drive.force(rows, free), s)[:, :-1]
+    inside = drive.slides(rows, members)
+    beta = drive.beta(rows, inside.surface, s)
     found = inside.multipliers(metric, force[..., None])[..., 0]
     xi = torch.where(inside.valid, -found / torch.where(inside.valid, beta, 1.0), 0.5)
-    bad = torch.nonzero(((xi <= 0) | (xi >= 1)).any(1))[:, 0]
-    if inside.surface.shape[1] == 1:
-        xi = xi.clamp(0, 1)
-    else:
-        for k in bad.tolist():
-            use = inside.valid[k]
-            columns = inside.normal[k, use] * beta[k, use, None]
-            xi[k, use] = _box(columns, metric[k], force[k])
+    bad = torch.nonzero(((xi <= 0) | (xi >= 1)).any(1) & (inside.valid.sum(1) > 1))[:, 0]
+    xi = xi.clamp(0, 1)
+    for k in bad.tolist():
+        use = inside.valid[k]
+        columns = inside.normal[k, use] * beta[k, use, None]
+        xi[k, use] = _box(columns, metric[k], force[k])
     found = torch.zeros_like(members, dtype=dual.dtype)
-    found.scatter_(1, inside.surface, torch.where(inside.valid, xi, 0.0))
+    found[members] = xi[inside.valid]
     return found
 
 
@@ -124,7 +119,7 @@ def strongest(normal: Tensor, base: Tensor, strength: Tensor) -> tuple[float, Te
         edges = torch.stack([-normal[:, 1], normal[:, 0]], 1)
         for tilt in (0.0, 1e-7, -1e-7):
             starts += [edges + tilt * normal, -edges + tilt * normal]
-    u = torch.nn.functional.normalize(torch.cat(starts))
+    u = normalize(torch.cat(starts))
     best, where = -torch.inf, u[0]
     for _ in range(2 if normal.shape[1] <= 2 else SEARCH):
         along = u @ normal.T
@@ -132,22 +127,31 @@ def strongest(normal: Tensor, base: Tensor, strength: Tensor) -> tuple[float, Te
         top = int(value.argmax())
         if float(value[top]) > best:
             best, where = float(value[top]), u[top]
-        u = torch.nn.functional.normalize(base + ((along > 0) * strength) @ normal)
+        u = normalize(base + ((along > 0) * strength) @ normal)
     size = float(base.norm() + strength.abs().sum())
     return best / max(size, 1e-300), where
 
 
-def pull(drive: Drive, s: float, sign: float) -> tuple[float, Tensor]:
+def pull(drive: Drive, network: int, s: float, sign: float) -> tuple[float, Tensor]:
     """`strongest` on a neuron at w = 0 whose output weight has this sign, at position s."""
-    powers = drive.base.new_tensor([1.0, s, s * s])
-    return strongest(
-        drive.surfaces.normal, sign * (powers @ drive.base), sign * (powers @ drive.strength)
-    )
+    normal, base, strength = _at(drive, network, s, sign)
+    return strongest(normal, base, strength)
 
 
-def outward(drive: Drive, s: float, sign: float, direction: Tensor) -> tuple[Tensor, Tensor]:
+def outward(
+    drive: Drive, network: int, s: float, sign: float, direction: Tensor
+) -> tuple[Tensor, Tensor]:
     """On and sliding surfaces (G,) of a neuron that leaves w = 0 in ``direction``."""
-    powers = drive.base.new_tensor([1.0, s, s * s])
-    along = drive.surfaces.normal @ direction
-    edge = (along.abs() < ON_EDGE) & (sign * (powers @ drive.strength) < 0)
-    return (along > 0) & ~edge, edge
+    normal, _, strength = _at(drive, network, s, sign)
+    along = normal @ direction
+    edge = (along.abs() < ON_EDGE) & (strength < 0)
+    room = (0, drive.normal.shape[1] - len(normal))
+    return pad((along > 0) & ~edge, room), pad(edge, room)
+
+
+def _at(drive: Drive, network: int, s: float, sign: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Kinks, force with all off, and strengths, of a network at a position, times the sign."""
+    known = drive.known[network]
+    powers = sign * drive.base.new_tensor([1.0, s, s * s])
+    base = powers @ drive.base[network, :, :-1]
+    return drive.normal[network, :known], base, powers @ drive.strength[network, :, :known]

@@ -42,7 +42,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Piece:
-    """One local step of A neurons: start, length, and the states (A, d + 2) along it."""
+    """One local step of A neurons: start, length, and the states (A, d + 2) along it.
+
+    ``rows`` are their numbers in the drive; those in ``sliding`` count within the piece.
+    """
 
     rows: Tensor
     s: Tensor
@@ -74,27 +77,29 @@ class _Tableau:
 
 
 def _combined(weights: Tensor, slopes: Tensor) -> Tensor:
-    """Σ_k w_k m_k of slopes m (k, A, D), for weights (k,) or (…, k): (A, D) or (…, A, D)."""
+    """Σ_k w_k m_k of slopes m (k, A, D) for weights (k,): (A, D)."""
     return (weights @ slopes.flatten(1)).unflatten(-1, slopes.shape[1:])
 
 
 def advance(
     drive: Drive, rows: Tensor, s: Tensor, delta: Tensor, state: Tensor, force: Tensor,
-    on: Tensor, slides: Tensor, tolerance: float,
+    on: Tensor, slides: Tensor, tolerance: Tensor,
 ) -> tuple[Piece, Tensor]:  # fmt: skip
     """One Dormand–Prince step, and its error relative to the tolerance (A,)."""
-    sliding = Slides.of(slides, drive.surfaces)
-    tableau, step = _Tableau.on(state.dtype, state.device), delta[:, None]
+    sliding = drive.slides(rows, slides)
+    tableau = _Tableau.on(state.dtype, state.device)
+    step = (drive.h[drive.owner(rows)] * delta)[:, None]
     slopes = state.new_empty(7, *state.shape)
-    slopes[0] = slope(drive, force, sliding, s, state)
+    slopes[0] = slope(drive, rows, force, sliding, s, state)
     for stage, weights in enumerate(tableau.inner, start=1):
         inner = torch.addcmul(state, step, _combined(weights, slopes[:stage]))
-        slopes[stage] = slope(drive, force, sliding, s + float(RK45.C[stage]) * delta, inner)
+        at = s + float(RK45.C[stage]) * delta
+        slopes[stage] = slope(drive, rows, force, sliding, at, inner)
     end = torch.addcmul(state, step, _combined(tableau.end, slopes[:6]))
-    slopes[6] = slope(drive, force, sliding, s + delta, end)
+    slopes[6] = slope(drive, rows, force, sliding, s + delta, end)
     error = (step * _combined(tableau.error, slopes))[:, :-1]
     size = torch.maximum(state[:, :-1].abs(), end[:, :-1].abs()).amax(1)
     error = error.abs().amax(1) / (tolerance * size).clamp(min=1e-300)
     error = torch.nan_to_num(error, nan=1e9, posinf=1e9)
-    curve = Curve(state, step * _combined(tableau.dense, slopes))
-    return Piece(rows, s, delta, curve, force, on, slides, sliding), error
+    powers = torch.stack([_combined(weights, slopes) for weights in tableau.dense])
+    return Piece(rows, s, delta, Curve(state, step * powers), force, on, slides, sliding), error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any
 
@@ -12,12 +12,14 @@ from torch import Tensor
 
 from mirrorode.flow import balance, baseline, integrate, through, two_layer
 from mirrorode.flow.dense import DenseStep
+from mirrorode.flow.ensemble import together
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.observe import Function, Observable, observers, split
 from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
+from mirrorode.flow.waveform import Asking
 from mirrorode.problem.errors import require, require_number
 
 Progress = Callable[[float, float, Stats], None]
@@ -83,9 +85,8 @@ def solve(
     fine = isinstance(correct_balance, bool)
     require(fine, "correct_balance", "be True or False", repr(correct_balance))
     rest = (until, method, rtol, atol, saveat, max_steps, correct_balance, progress)
-    if theta0.ndim == 2:
-        return [_solve_one(flow, row, *rest) for row in theta0]
-    return _solve_one(flow, theta0, *rest)
+    found = together([_solve_one(flow, row, *rest) for row in torch.atleast_2d(theta0)])
+    return found if theta0.ndim == 2 else found[0]
 
 
 def _solve_one(
@@ -99,12 +100,12 @@ def _solve_one(
     max_steps: int,
     correct_balance: bool,
     progress: Progress | None,
-) -> Trajectory:
+) -> Asking[Trajectory]:
     begun = time.perf_counter()
     recorder = Recorder(flow, theta0, until, saveat, max_steps, progress)
     if method == "auto":
         run = Run(flow, rtol, atol)
-        status = _integrate(run, recorder, theta0)
+        status = yield from _integrate(run, recorder, theta0)
         stats, events = run.stats, tuple(run.events)
     else:
         stats, events = Stats(), ()
@@ -217,7 +218,7 @@ def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
     return two_layer.start(run, theta0, layout), two_layer.advance
 
 
-def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
+def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Asking[Status]:
     state, advance = _method(run, theta0)
     keep_steps = recorder.save_all or advance is not through.advance
     loss = float(run.flow.log_inverse_loss(theta0))
@@ -226,6 +227,8 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Status:
     while True:
         try:
             outcome = advance(run, state, recorder.rules)
+            if isinstance(outcome, Generator):  # one that asks for its neurons to be followed
+                outcome = yield from outcome
         except torch.linalg.LinAlgError as error:  # kinks slid along that depend on each other
             recorder.message = f"{Status.BLOCKED.value} ({str(error).splitlines()[0]})"
             return Status.BLOCKED

@@ -1,28 +1,48 @@
-"""The neurons through one step, event by event, for given sample weights.
+"""The neurons of two-layer networks through one step, event by event, for given sample weights.
 
 Each neuron has its own position in the step and its own step size: Dormand–Prince 5(4) with its
 dense output (`pieces`), on which every kink is located (`locate`). An event costs one neuron a
-piece more, never the others anything.
+piece more, never the others anything. Networks are followed together, each as if it were alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from mirrorode.flow import meeting
+from mirrorode.flow import meeting, radau
 from mirrorode.flow.locate import GRID, first_event
 from mirrorode.flow.meeting import Meeting
-from mirrorode.flow.neurons import Drive, Neurons, Slides, polynomial, snap
+from mirrorode.flow.neurons import Drive, Neurons, polynomial, snap
 from mirrorode.flow.pieces import Piece, advance
 
 MOST_ROUNDS = 600
+MIDDLES = 0.5 * (radau.NODES + np.concatenate([[0.0], radau.NODES[:-1]]))
+OUTPUTS = np.stack([MIDDLES, radau.NODES], 1).reshape(-1)
+"""Positions at which duals are wanted: the Radau nodes, and before each the middle up to it."""
 
 
-class Lost(Exception):
-    """The neurons cannot be followed through this step: it is to be shortened."""
+@dataclass(frozen=True)
+class Request:
+    """The neurons of one network, to be taken from s = 0 to 1.
+
+    Attributes:
+        drive: of this network; start: where its neurons are.
+        tolerance: relative, of a neuron's dual.
+        even: if positive, all take pieces of this length, shorter ones only where the tolerance
+            asks for it: what comes out is then a smooth function of the weights, free of the noise
+            that a choice of pieces makes.
+    """
+
+    drive: Drive
+    start: Neurons
+    tolerance: float
+    even: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -36,12 +56,12 @@ class Happening:
     coefficient: Tensor
 
 
-@dataclass
+@dataclass(frozen=True)
 class Path:
-    """What the neurons did.
+    """What the neurons of a network did.
 
     Attributes:
-        duals: at the outputs, (P, N, d + 1); slides: there, (P, N, G).
+        duals: at `OUTPUTS`, (P, N, d + 1); slides: there, (P, N, G).
         end: their state at the end; gained: what they added to log(1/𝓛), (N,).
         events: in no order; work: passes over all pairs of neurons and surfaces.
         shortest: length of the shortest piece that the tolerance asked for.
@@ -51,36 +71,47 @@ class Path:
     slides: Tensor
     end: Neurons
     gained: Tensor
-    events: list[Happening] = field(default_factory=list)
-    work: float = 0.0
-    shortest: float = 1.0
+    events: Happening
+    work: float
+    shortest: float
 
 
 @dataclass
 class _Underway:
-    """The N neurons somewhere in the step, each at its own position; changed in place.
+    """B networks of N neurons somewhere in the step, each at its own position; changed in place.
 
     Attributes:
-        s: positions (N,); delta: lengths of the next pieces (N,).
-        state: duals, and what each has added to log(1/𝓛), (N, d + 2).
-        on, slides: (N, G); captured: (N,).
+        s: positions (BN,); delta: lengths of the next pieces; even, tolerance: as asked, (BN,).
+        state: duals, and what each has added to log(1/𝓛), (BN, d + 2).
+        on, slides: (BN, G); captured, lost: (BN,).
         force: polynomials of the force on their patterns.
+        outputs: (P,); duals: there, (P, BN, d + 1); modes: the slides there, (P, BN, G).
+        slid: whether any of them is not empty, (BN,).
+        looked: pairs looked at; shortest: piece that the tolerance asked for, (BN,).
     """
 
     drive: Drive
-    path: Path
-    outputs: Tensor
     s: Tensor
     delta: Tensor
+    even: Tensor
+    tolerance: Tensor
     state: Tensor
     on: Tensor
     slides: Tensor
     captured: Tensor
+    lost: Tensor
     force: Tensor
+    outputs: Tensor
+    duals: Tensor
+    modes: Tensor
+    slid: Tensor
+    looked: Tensor
+    shortest: Tensor
+    events: list[Happening] = field(default_factory=list)
 
     def note(self, s: Tensor, neuron: Tensor, surface: Tensor, kind: Tensor, xi: Tensor) -> None:
         """Write events down."""
-        self.path.events.append(Happening(s, neuron, surface, kind, xi))
+        self.events.append(Happening(s, neuron, surface, kind, xi))
 
     def note_one(self, row: int, kind: int) -> None:
         """Write down an event of one neuron with all its surfaces."""
@@ -89,107 +120,149 @@ class _Underway:
         self.note(self.s[one], one, -torch.ones_like(one), code, self.s.new_zeros(1))
 
 
-def follow(
-    drive: Drive, start: Neurons, outputs: Tensor, tolerance: float, even: float = 0.0
-) -> Path:
-    """Take the neurons from s = 0 to 1; their duals at the increasing positions ``outputs`` (P,).
+def follow(requests: Sequence[Request]) -> list[Path | None]:
+    """Take the neurons of each network through its step: networks of one size, in one metric each.
 
-    With ``even`` > 0 all take pieces of this length, shorter ones only where the tolerance asks for
-    it: what comes out is then a smooth function of the weights, free of the noise that a choice of
-    pieces makes.
-
-    Raises:
-        Lost: if a neuron meets kinks without end.
+    None where a neuron meets kinks without end, or leaves the finite numbers: that step is to be
+    shortened.
     """
-    way = _set_out(drive, start, outputs, even)
+    way = _set_out(requests)
     for _ in range(MOST_ROUNDS):
         rows = torch.nonzero(way.s < 1)[:, 0]
         if len(rows) == 0:
-            return _arrived(way)
-        _advance(way, rows, tolerance, even)
-        if not bool(torch.isfinite(way.state[rows]).all()):
             break
-    raise Lost
+        _advance(way, rows)
+    _give_up(way, torch.nonzero(way.s < 1)[:, 0])
+    return _arrived(way)
 
 
-def _set_out(drive: Drive, start: Neurons, outputs: Tensor, even: float) -> _Underway:
-    count = len(start.dual)
-    state = torch.cat([start.dual, start.dual.new_zeros(count, 1)], 1)
-    duals = start.dual.expand(len(outputs), -1, -1).clone()
-    slides = start.slides.expand(len(outputs), -1, -1).clone()
-    path = Path(duals, slides, start, state[:, -1], work=1.5)
-    s = torch.zeros_like(state[:, 0])
+def _set_out(requests: Sequence[Request]) -> _Underway:
+    drive = Drive.joined([one.drive for one in requests])
+    dual = torch.cat([one.start.dual for one in requests])
+    room = drive.normal.shape[1]
+    on, slides = (
+        torch.cat([pad(mask, (0, room - mask.shape[1])) for mask in masks])
+        for masks in ([one.start.on for one in requests], [one.start.slides for one in requests])
+    )
+    captured = torch.cat([one.start.captured for one in requests])
+    s, outputs = torch.zeros_like(dual[:, 0]), dual.new_tensor(OUTPUTS)
+    even, tolerance = (
+        s.new_tensor(values).repeat_interleave(drive.count)
+        for values in ([one.even for one in requests], [one.tolerance for one in requests])
+    )
     way = _Underway(
-        drive, path, outputs, s, torch.full_like(s, even or 1.0), state,
-        start.on.clone(), start.slides.clone(), start.captured.clone(), drive.base,
+        drive, s, torch.where(even > 0, even, 1.0), even, tolerance, pad(dual, (0, 1)), on,
+        slides.clone(), captured, torch.zeros_like(captured), drive.base, outputs,
+        dual.expand(len(outputs), -1, -1).clone(), slides.expand(len(outputs), -1, -1).clone(),
+        slides.any(1), torch.zeros_like(s), torch.ones_like(s),
     )  # fmt: skip
     _let_go(way)
-    unmoved = ~(way.on.any(1) | way.slides.any(1)) & bool((drive.base == 0).all())
+    rows = torch.arange(len(s), device=s.device)
+    pushed = (drive.base[..., :-1] != 0).flatten(1).any(1)[drive.owner(rows)]
+    unmoved = ~(way.on.any(1) | way.slides.any(1) | pushed)
     way.s[unmoved | (way.captured & (s == 0))] = 1.0
-    way.force = drive.force(way.on)
+    way.force = drive.force(rows, way.on)
     return way
 
 
-def _arrived(way: _Underway) -> Path:
-    path = way.path
-    path.end = Neurons(way.state[:, :-1], way.on, way.slides, way.captured)
-    path.gained = way.state[:, -1]
-    path.duals[way.outputs == 1] = path.end.dual  # back on their surfaces, as the next step is
-    return path
+def _arrived(way: _Underway) -> list[Path | None]:
+    drive, count = way.drive, way.drive.count
+    way.duals[way.outputs == 1] = way.state[:, :-1]  # back on their surfaces, as the next step is
+    networks = range(len(drive.known))
+    lost = way.lost.reshape(-1, count).any(1).tolist()
+    looked = way.looked.reshape(-1, count).sum(1).tolist()
+    shortest = way.shortest.reshape(-1, count).amin(1).tolist()
+    events = _events_of(way)
+    paths: list[Path | None] = []
+    for b in networks:
+        rows, known = slice(b * count, (b + 1) * count), slice(drive.known[b])
+        end = Neurons(
+            way.state[rows, :-1], way.on[rows, known], way.slides[rows, known], way.captured[rows]
+        )
+        pairs = max(1, count * drive.known[b])
+        paths.append(None if lost[b] else Path(
+            way.duals[:, rows], way.modes[:, rows, known], end, way.state[rows, -1], events[b],
+            1.5 + looked[b] / pairs, shortest[b],
+        ))  # fmt: skip
+    return paths
 
 
-def _advance(way: _Underway, rows: Tensor, tolerance: float, even: float) -> None:
+def _events_of(way: _Underway) -> list[Happening]:
+    """What happened in each network, its neurons counted within it."""
+    none = way.s.new_zeros(0), *[way.slid.new_zeros(0, dtype=torch.long)] * 3, way.s.new_zeros(0)
+    fields = [torch.cat(column) for column in zip(none, *map(_columns, way.events), strict=True)]
+    owner, number = way.drive.owner(fields[1]), len(way.drive.known)
+    fields[1] = fields[1] % way.drive.count
+    order = torch.argsort(owner, stable=True)
+    sizes = torch.bincount(owner, minlength=number).tolist()
+    return [Happening(*part) for part in zip(*(f[order].split(sizes) for f in fields), strict=True)]
+
+
+def _columns(one: Happening) -> tuple[Tensor, ...]:
+    return one.s, one.neuron, one.surface, one.kind, one.coefficient
+
+
+def _give_up(way: _Underway, rows: Tensor) -> None:
+    """Stop all neurons of the networks that ``rows`` belong to."""
+    owners = torch.unique(way.drive.owner(rows))
+    lost = torch.isin(way.drive.owner(torch.arange(len(way.s), device=rows.device)), owners)
+    way.lost |= lost
+    way.s[lost] = 1.0
+
+
+def _advance(way: _Underway, rows: Tensor) -> None:
     """One piece of the neurons ``rows``, up to its first event."""
-    drive, path, s, delta, state = way.drive, way.path, way.s, way.delta, way.state
-    count = len(s)
+    drive, s, delta, state, even = way.drive, way.s, way.delta, way.state, way.even[rows]
     piece, error = advance(
         drive, rows, s[rows], torch.minimum(delta[rows], 1 - s[rows]), state[rows],
-        way.force[rows], way.on[rows], way.slides[rows], tolerance,
+        way.force[rows], way.on[rows], way.slides[rows], way.tolerance[rows],
     )  # fmt: skip
-    factor = (0.9 * error.clamp(min=1e-12) ** -0.2).clamp(0.2, 5.0)
+    # Not as a power, whose last bit depends on how many there are.
+    factor = (0.9 * torch.exp(-0.2 * torch.log(error.clamp(min=1e-12)))).clamp(0.2, 5.0)
     fine = error <= 1
     share, kind, surface, looked = first_event(drive, piece)
-    path.work += looked * len(rows) / count
+    way.looked[rows] += looked
     share = torch.where(fine, share, torch.zeros_like(share))
     kind = torch.where(fine, kind, torch.full_like(kind, -1))
-    _write(path, way.outputs, piece, share, fine)
-    state[rows] = torch.where(fine[:, None], piece.curve.at(share), state[rows])
+    _write(way, piece, share, fine)
+    reached = torch.where(fine[:, None], piece.curve.at(share), state[rows])
+    state[rows] = reached
     end = piece.s + share * piece.delta
     last = (share == 1) & (piece.s + piece.delta >= 1)
     s[rows] = torch.where(fine, torch.where(last, torch.ones_like(end), end), s[rows])
-    path.shortest = min(path.shortest, float((piece.delta * factor.clamp(max=1.0)).min()))
-    if even:
-        delta[rows] = torch.where(fine, torch.full_like(factor, even), piece.delta * factor)
-    else:
-        delta[rows] = torch.where(fine, piece.delta.clamp(min=1e-3), piece.delta) * factor
+    shorter = piece.delta * factor
+    way.shortest[rows] = torch.minimum(way.shortest[rows], torch.minimum(piece.delta, shorter))
+    free = torch.where(fine, piece.delta.clamp(min=1e-3) * factor, shorter)
+    delta[rows] = torch.where(fine & (even > 0), even, free)
     changed = torch.nonzero(kind >= 0)[:, 0]
     if len(changed):
         here = rows[changed]
         _apply(way, here, kind[changed], surface[changed])
-        way.force[here] = drive.force(way.on[here])
-        path.work += 1.5 * len(here) / count
+        way.force[here] = drive.force(here, way.on[here])
+        way.looked[here] += 1.5 * drive.known_of(here)
     sliding = rows[way.slides[rows].any(1)]
     if len(sliding):
-        padded = Slides.of(way.slides[sliding], drive.surfaces)
-        state[sliding, :-1] = snap(drive, padded, state[sliding, :-1])
+        padded = drive.slides(sliding, way.slides[sliding])
+        state[sliding, :-1] = snap(drive, sliding, padded, state[sliding, :-1])
+    wild = ~torch.isfinite(reached).all(1)
+    if bool(wild.any()):
+        _give_up(way, rows[wild])
 
 
-def _write(path: Path, outputs: Tensor, piece: Piece, share: Tensor, fine: Tensor) -> None:
-    """The duals at those outputs that the kept part of the piece covers."""
-    local = (outputs[:, None] - piece.s) / piece.delta
-    covered = (local > 0) & (local <= share + 1e-14) & fine
-    covered |= (local <= 1 + 1e-9) & (local > share) & (share == 1) & fine
-    value = piece.curve.at(local.clamp(0, 1))[..., :-1]
-    kept = path.duals[:, piece.rows]
-    path.duals[:, piece.rows] = torch.where(covered[..., None], value, kept)
-    # Outputs further on find the neuron where it stands if nothing moves it any more.
-    ahead = (local > share) & ~covered & fine
-    now = piece.curve.at(share)[None, :, :-1]
-    path.duals[:, piece.rows] = torch.where(ahead[..., None], now, path.duals[:, piece.rows])
-    modes = path.slides[:, piece.rows]
-    path.slides[:, piece.rows] = torch.where(
-        (covered | ahead)[..., None], piece.slides[None], modes
-    )
+def _write(way: _Underway, piece: Piece, share: Tensor, fine: Tensor) -> None:
+    """The duals at the outputs that lie ahead: where the piece takes the neuron, or leaves it."""
+    rows = piece.rows
+    local = (way.outputs[:, None] - piece.s) / piece.delta
+    ahead = (local > 0) & fine
+    value = piece.curve.at(torch.minimum(local.clamp(min=0), share))[..., :-1]
+    way.duals[:, rows] = torch.where(ahead[..., None], value, way.duals[:, rows])
+    sliding = piece.slides.any(1)
+    some = torch.nonzero((sliding | way.slid[rows]) & fine)[:, 0]
+    if len(some):
+        here = rows[some]
+        modes = torch.where(ahead[:, some, None], piece.slides[some], way.modes[:, here])
+        way.modes[:, here] = modes
+        way.slid[here] = sliding[some]
 
 
 def _apply(way: _Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
@@ -210,7 +283,7 @@ def _apply(way: _Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
 def _cross(way: _Underway, rows: Tensor, surface: Tensor) -> None:
     """They meet a surface: each goes on beyond it or begins to slide."""
     s = way.s[rows]
-    met = Meeting(s, way.state[rows, :-1], way.on[rows], way.slides[rows], surface)
+    met = Meeting(rows, s, way.state[rows, :-1], way.on[rows], way.slides[rows], surface)
     way.on[rows], way.slides[rows], xi = meeting.decide(way.drive, met)
     code = torch.where(way.slides[rows, surface], meeting.SLIDE, meeting.CROSS)
     way.note(s, rows, surface, code, xi)
@@ -223,12 +296,12 @@ def _cross(way: _Underway, rows: Tensor, surface: Tensor) -> None:
 def _exit(way: _Underway, rows: Tensor, surface: Tensor) -> None:
     """They leave a surface to the side that their coefficient says."""
     drive, s, row = way.drive, way.s[rows], torch.arange(len(rows), device=rows.device)
-    metric = drive.metric(drive.primal(way.state[rows, :-1]))[:, :-1]
-    padded = Slides.of(way.slides[rows], drive.surfaces)
-    force = polynomial(drive.force(way.on[rows]), s)
+    metric = drive.metric(rows, drive.primal(rows, way.state[rows, :-1]))[:, :-1]
+    padded = drive.slides(rows, way.slides[rows])
+    force = polynomial(drive.force(rows, way.on[rows]), s)[:, :-1]
     value = padded.multipliers(metric, force[..., None])[..., 0]
     column = (padded.surface == surface[:, None]).to(torch.uint8).argmax(1)
-    above = -value[row, column] / meeting.strengths(drive, s, surface) > 0.5
+    above = -value[row, column] / drive.beta(rows, surface, s) > 0.5
     way.slides[rows, surface] = False
     way.on[rows, surface] = above
     way.note(s, rows, surface, torch.full_like(rows, meeting.EXIT), above.to(s))
@@ -240,38 +313,47 @@ def _capture(way: _Underway, row: int) -> None:
     way.on[row], way.slides[row] = False, False
     way.note_one(row, meeting.CAPTURE)
     at, sign = float(way.s[row]), float(torch.sign(way.state[row, -2]))
-    strength, direction = meeting.pull(way.drive, at, sign)
+    network = row // way.drive.count
+    strength, direction = meeting.pull(way.drive, network, at, sign)
     if strength > meeting.LOOSE:
-        way.on[row], way.slides[row] = meeting.outward(way.drive, at, sign, direction)
+        way.on[row], way.slides[row] = meeting.outward(way.drive, network, at, sign, direction)
         way.note_one(row, meeting.RELEASE)
     else:
         way.captured[row] = True
-        way.path.duals[way.outputs > at, row, :-1] = 0.0
+        way.duals[way.outputs > at, row, :-1] = 0.0
         way.s[row] = 1.0
 
 
 def _let_go(way: _Underway) -> None:
     """Free the captured neurons that are pulled away from zero in this step, where that begins."""
-    grid = (0.0, *GRID)
+    if not bool(way.captured.any()):
+        return
+    side = torch.sign(way.state[:, -2])
     for sign in (1.0, -1.0):
-        held = torch.nonzero(way.captured & (torch.sign(way.state[:, -2]) == sign))[:, 0]
-        if len(held) == 0:
-            continue
-        way.path.work += 0.1
+        held = torch.nonzero(way.captured & (side == sign))[:, 0]
+        for network, part in way.drive.by_network(held):
+            if part.stop > part.start:
+                _let_go_of(way, network, held[part], sign)
 
-        def pulled(at: float, sign: float = sign) -> bool:
-            return meeting.pull(way.drive, at, sign)[0] > meeting.LOOSE
 
-        first = next((k for k, at in enumerate(grid) if pulled(float(at))), None)
-        if first is None:
-            continue
-        high, low = float(grid[first]), float(grid[max(0, first - 1)])
-        while high - low > 1e-12:
-            middle = 0.5 * (low + high)
-            high, low = (middle, low) if pulled(middle) else (high, middle)
-        direction = meeting.pull(way.drive, high, sign)[1]
-        leaves, edge = meeting.outward(way.drive, high, sign, direction)
-        way.on[held], way.slides[held], way.captured[held] = leaves, edge, False
-        way.s[held] = max(high, 1e-15)
-        for row in held.tolist():
-            way.note_one(row, meeting.RELEASE)
+def _let_go_of(way: _Underway, network: int, held: Tensor, sign: float) -> None:
+    """Those of one network whose output weights have one sign: what pulls them is the same."""
+    grid = (0.0, *GRID)
+    way.looked[held[:1]] += 0.1 * way.drive.count * way.drive.known[network]
+
+    def pulled(at: float) -> bool:
+        return meeting.pull(way.drive, network, at, sign)[0] > meeting.LOOSE
+
+    first = next((k for k, at in enumerate(grid) if pulled(float(at))), None)
+    if first is None:
+        return
+    high, low = float(grid[first]), float(grid[max(0, first - 1)])
+    while high - low > 1e-12:
+        middle = 0.5 * (low + high)
+        high, low = (middle, low) if pulled(middle) else (high, middle)
+    direction = meeting.pull(way.drive, network, high, sign)[1]
+    leaves, edge = meeting.outward(way.drive, network, high, sign, direction)
+    way.on[held], way.slides[held], way.captured[held] = leaves, edge, False
+    way.s[held] = max(high, 1e-15)
+    for row in held.tolist():
+        way.note_one(row, meeting.RELEASE)

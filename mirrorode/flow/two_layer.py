@@ -25,6 +25,7 @@ from mirrorode.flow.step import Clock
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.trajectory import Event, Status
+from mirrorode.flow.waveform import Asking
 
 LATE = 3.0  # log(1/𝓛) from which the loss is the clock; before, the weights between nodes are seen
 CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
@@ -162,7 +163,7 @@ def _problem(
 
 def advance(
     run: Run, state: State, rules: Sequence[StoppingRule]
-) -> tuple[State, DenseStep] | Status:
+) -> Asking[tuple[State, DenseStep] | Status]:
     """One accepted step, beyond none of the ``rules``, or the reason why there is none."""
     point = _look(run, state)
     if not math.isfinite(point.loss) or not math.isfinite(point.speed):
@@ -176,11 +177,11 @@ def advance(
         run.largest_step = 0.0
     state = replace(state, loss=point.loss)
     if state.settle:
-        state, point = _settle(run, state, point)
+        state, point = yield from _settle(run, state, point)
     wanted = _first_step(state, point) if state.h is None else state.h
     h = min(wanted, distance(point.loss, rules)) if state.late else wanted
     for _ in range(60):
-        attempt = _try(run, state, point, h)
+        attempt = yield from _try(run, state, point, h)
         at_kink = None if attempt is None else _kink_to_land_on(attempt)
         if attempt is None or at_kink is not None or not attempt.error <= 1:
             run.stats.rejected += 1
@@ -204,7 +205,7 @@ def _kink_to_land_on(attempt: Attempt) -> float | None:
 
     Of hundreds in a step each is small and their sum is like noise. A few are better ended at.
     """
-    times = sorted(float(s) for event in attempt.found.path.events for s in event.s)
+    times = sorted(attempt.found.path.events.s.tolist())
     if not 0 < len(times) <= FEW or attempt.found.defect < BENT:
         return None
     inside = [s for s in times if LANDED < s < 1 - LANDED]
@@ -223,10 +224,10 @@ def _first_step(state: State, point: Point) -> float:
     return h * point.speed / point.loss if state.late else h
 
 
-def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
+def _settle(run: Run, state: State, point: Point) -> Asking[tuple[State, Point]]:
     """The multipliers after a change of the active kinks, from a step of no length."""
     state = replace(state, settle=False, last=None)
-    attempt = _try(run, state, point, CONSISTENT)
+    attempt = yield from _try(run, state, point, CONSISTENT)
     if attempt is not None:
         weights = point.log_weights.clone()
         weights[attempt.samples] = attempt.found.log_mu[2]
@@ -235,7 +236,7 @@ def _settle(run: Run, state: State, point: Point) -> tuple[State, Point]:
     return state, point
 
 
-def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
+def _try(run: Run, state: State, point: Point, h: float) -> Asking[Attempt | None]:
     """Solve for one step; samples that come to matter in it are taken in."""
     nodes = point.q.new_tensor(radau.NODES)
     weight, clock = 1.0, Clock(0.0, nodes * 0)
@@ -247,7 +248,7 @@ def _try(run: Run, state: State, point: Point, h: float) -> Attempt | None:
         now = torch.log_softmax(point.log_weights[samples], 0) + math.log(weight)
         if guess is None:
             guess = _guess(state, now, samples, h)
-        found = waveform.solve(problem, guess, now)
+        found = yield from waveform.solve(problem, guess, now)
         if found is None:
             run.stats.half_passes += 20
             return None
@@ -280,7 +281,7 @@ def _widened(
     run: Run, state: State, found: waveform.Solution, samples: Tensor, wider: Tensor
 ) -> Tensor:
     """log μ (3, K') of a solution over more samples; the new ones follow their margins."""
-    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[1::2]))
     u = found.nu[:, None] - run.flow.margins(theta)
     total = torch.logsumexp(found.log_mu, -1, keepdim=True)
     u = torch.minimum(u, total + math.log(0.02))
@@ -295,7 +296,7 @@ def _samples_that_matter(
     if len(samples) == len(data):
         return samples
     run.stats.half_passes += radau.STAGES
-    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[[1, 3, 5]]))
+    theta = state.layout.scatter(run.flow.potential.inverse_gradient(found.path.duals[1::2]))
     log_mu = found.nu[:, None] - run.flow.margins(theta)
     total = torch.logsumexp(found.log_mu, -1, keepdim=True)
     matters = (log_mu > total - NOTICED).any(0)
@@ -304,7 +305,7 @@ def _samples_that_matter(
 
 
 def _dense(run: Run, state: State, point: Point, found: waveform.Solution, h: float) -> DenseStep:
-    duals = torch.cat([state.neurons.dual[None], found.path.duals[[1, 3, 5]]])
+    duals = torch.cat([state.neurons.dual[None], found.path.duals[1::2]])
     if state.late:
         loss = point.loss * np.exp(h * np.concatenate([[0.0], radau.NODES]))
         begin = math.log(point.loss / point.speed)
@@ -341,17 +342,14 @@ def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float
 
 def _record(run: Run, state: State, attempt: Attempt) -> None:
     """Write down the events of an accepted step, in order: one for each sample of the surface."""
-    happenings, dense = attempt.found.path.events, attempt.dense
-    if not happenings:
-        return
-    fields = [torch.cat([getattr(one, name) for one in happenings]) for name in FIELDS]
-    order = torch.argsort(fields[0])
+    happened, dense = attempt.found.path.events, attempt.dense
+    order = torch.argsort(happened.s, stable=True)
     group, side = state.surfaces.group.tolist(), state.surfaces.along.tolist()
     members: dict[int, list[int]] = {}
     for sample in attempt.samples.tolist():
         members.setdefault(group[sample], []).append(sample)
     numbers = attempt.surfaces.tolist()
-    rows = zip(*(field[order].tolist() for field in fields), strict=True)
+    rows = zip(*(getattr(happened, name)[order].tolist() for name in FIELDS), strict=True)
     for s, neuron, surface, kind, xi in rows:
         name, log_time = meeting.KINDS[kind], dense.log_time_at(s)
         loss = float(dense.log_inverse_loss(s))

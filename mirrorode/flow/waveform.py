@@ -13,7 +13,9 @@ I + h A ⊗ (H D Hᵀ) diag(μ), which is exact between kinks.
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,13 +23,15 @@ from torch import Tensor
 from mirrorode.flow import radau
 from mirrorode.flow.neurons import Drive, Neurons, Slides
 from mirrorode.flow.step import Clock
-from mirrorode.flow.subflow import Lost, Path, follow
+from mirrorode.flow.subflow import MIDDLES, Path, Request
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.system import move_log_weights
 from mirrorode.problem.mirror import Potential
 
-MIDDLES = (0.5 * radau.NODES[0], radau.NODES[:2].mean(), radau.NODES[1:].mean())
-"""Where the interpolated weights are compared with those of the margins."""
+T = TypeVar("T")
+Asking = Generator[Request, Path | None, T]
+"""What asks for neurons to be followed, and comes to a result."""
+
 MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
 REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
@@ -35,6 +39,7 @@ HOPELESS = 1e15
 SAFETY = 8.0  # kinks between the middles make an error that they do not see …
 CROWDED = 1e-5  # … and that is all of it above this tolerance; below, shorter steps hold fewer
 ROUND_OFF = 1e-11  # of the margins, which they do not resolve at the end of a long run
+LIGHT = 0.01  # the most that a column left out of Newton's matrix changes an entry of it
 CLOSE = 0.1  # change of the dual, of the error scale, at which the sweeps end
 
 
@@ -95,12 +100,12 @@ class Problem:
         sign = (self.y * self.factor)[:, None]
         incoming = sign[..., None] * (theta[..., -1:] * gain).mT[..., None] * self.x[:, None, :]
         outgoing = self.moving * (sign * (gain * pre).mT)[..., None]
-        for p in range(len(duals)):
-            padded = Slides.of(slides[p], self.surfaces)
-            if len(padded.rows):
-                part = incoming[p][:, padded.rows].permute(1, 2, 0)
-                tangent = padded.tangent(metric[p, padded.rows, :-1], part)
-                incoming[p][:, padded.rows] = tangent.permute(2, 0, 1)
+        flat = slides.flatten(0, 1)
+        padded = Slides.of(flat, self.surfaces.normal[None], torch.zeros_like(flat[:, 0]).long())
+        if len(padded.rows):
+            p, unit = padded.rows // len(duals[0]), padded.rows % len(duals[0])
+            tangent = padded.tangent(metric[p, unit, :-1], incoming[p, :, unit].mT)
+            incoming[p, :, unit] = tangent.mT
         return torch.cat([incoming, outgoing], -1), metric
 
 
@@ -123,59 +128,44 @@ class Solution:
     defect: float
 
 
-def _drive(problem: Problem, mu: Tensor) -> Drive:
-    coefficients = torch.as_tensor(radau.SLOPE_BASIS).to(mu).T @ mu
+def _request(problem: Problem, u: Tensor, even: float) -> Request:
+    """The neurons under weights e^u (3, K) at the nodes."""
+    coefficients = torch.as_tensor(radau.SLOPE_BASIS).to(u).T @ torch.exp(u)
     weights = coefficients * (problem.y * problem.factor)
-    base, strength = problem.surfaces.forces(weights)
-    return Drive(
-        problem.potential,
-        problem.surfaces,
-        base,
-        strength,
-        coefficients.sum(1),
-        problem.h,
-        problem.moving,
-    )
+    drive = Drive.of(
+        problem.potential, len(problem.start.dual), problem.surfaces, weights, coefficients.sum(1),
+        problem.h, problem.moving,
+    )  # fmt: skip
+    return Request(drive, problem.start, LOCAL * problem.rtol, even)
 
 
-def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
+def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Asking[Solution | None]:
     """Find the weights from a guess ``u`` (3, K) of log μ; None where the sweeps diverge.
 
     ``at_start`` (K,) is log μ at the start; it only enters the error.
     """
-    outputs = u.new_tensor([*MIDDLES, *radau.NODES])
-    order = torch.argsort(outputs)
     work, previous, factors = 0.0, float("inf"), None
     history: list[tuple[Tensor, Tensor]] = []
     nu, even = None, 0.0
     for sweep in range(1, MAX_SWEEPS + 1):
-        try:
-            path = follow(
-                _drive(problem, torch.exp(u)), problem.start, outputs[order],
-                LOCAL * problem.rtol, even,
-            )  # fmt: skip
-        except Lost:
+        path = yield _request(problem, u, even)
+        if path is None:
             return None
         if problem.clock.follows and not even:
             even = 1 / math.ceil(1 / path.shortest) if path.shortest > 0.02 else 0.0
-        duals = path.duals[torch.argsort(order)]
-        slides = path.slides[torch.argsort(order)]
-        q = problem.margins(duals[3:])
+        duals, slides = path.duals[1::2], path.slides[1::2]
+        q = problem.margins(duals)
         work += path.work + 3
         if nu is None:
             nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
         if factors is None or len(problem.x) <= REUSE_ABOVE:
-            factors = _factorise(problem, u, duals[3:], slides[3:])
+            factors = _factorise(problem, u, duals, slides)
             work += 3
         du, dnu, size = _update(problem, factors, u, q, nu)
         if not size < HOPELESS:
             return None
         if size < 1:
-            if problem.clock.follows:
-                defect = _defect_at_start(problem, u, at_start)
-            else:
-                defect = _defect_between(problem, u, duals, slides)
-            return Solution(u, nu, q, path, sweep, work + 4.5, defect)
+            return Solution(u, nu, q, path, sweep, work + 4.5, _defect(problem, u, at_start, path))
         if sweep > 3 and size > 0.5 * previous:
             if size > 2 * previous or sweep > 8:
                 return None
@@ -188,55 +178,75 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Solution | None:
 
 @dataclass(frozen=True)
 class _Factors:
+    """LU factors of Newton's matrix over the samples whose weights matter in it.
+
+    Attributes:
+        heavy: those samples, (K',); lu, pivots: of size 3(K' + 1), in (u, ν).
+        rows: margin gradients at the nodes, tangent, (3, K, n); left: times the metric.
+    """
+
+    heavy: Tensor
     lu: Tensor
     pivots: Tensor
-    rows: Tensor  # (3, K, N (d + 1)), tangent
+    rows: Tensor
+    left: Tensor
 
 
 def _factorise(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> _Factors:
-    """LU factors of the matrix in (u, ν), of size 3(K + 1)."""
-    s, count = radau.STAGES, len(problem.x)
+    """The matrix in (u, ν); columns of it that are nearly those of the identity are left out."""
     rows, metric = problem.rows(duals, slides)
     rows = rows.flatten(2)
     left = rows * metric.flatten(1)[:, None, :]
-    gram = (left.flatten(0, 1) @ rows.flatten(0, 1).T).reshape(s, count, s, count)
+    weigh = problem.h * torch.exp(u) * (left * rows).sum(-1)
+    share = torch.softmax(u, -1)
+    heavy = torch.nonzero(((weigh > LIGHT) | (share > LIGHT / len(problem.x))).any(0))[:, 0]
+    s, count = radau.STAGES, len(heavy)
+    gram = (left[:, heavy].flatten(0, 1) @ rows[:, heavy].flatten(0, 1).T).reshape(
+        s, count, s, count
+    )
     butcher = torch.as_tensor(radau.BUTCHER).to(gram)
-    gram = gram * (problem.h * butcher)[:, None, :, None] * torch.exp(u)
+    gram = gram * (problem.h * butcher)[:, None, :, None] * torch.exp(u[:, heavy])
     matrix = gram.new_zeros(s * (count + 1), s * (count + 1))
     top = s * count
     matrix[:top, :top] = gram.reshape(top, top)
     matrix.diagonal()[:top] += 1.0
-    share = torch.softmax(u, -1)
     for j in range(s):
         here = slice(j * count, (j + 1) * count)
         matrix[here, top + j] = -1.0
-        matrix[top + j, here] = share[j]
+        matrix[top + j, here] = share[j, heavy]
         matrix[top + j, top + j] = -problem.clock.follows
     lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return _Factors(lu, pivots, rows)
+    return _Factors(heavy, lu, pivots, rows, left)
 
 
 def _update(
     problem: Problem, factors: _Factors, u: Tensor, q: Tensor, nu: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Newton's change of u and ν, and its size where 1 is small enough."""
-    s, count = radau.STAGES, len(problem.x)
+    s, heavy = radau.STAGES, factors.heavy
     clock = torch.logsumexp(u, -1) - problem.clock.follows * nu - problem.clock.offset
-    right = torch.cat([-(u + q - nu[:, None]).reshape(-1), -clock])
+    left = nu[:, None] - u - q
+    right = torch.cat([left[:, heavy].reshape(-1), -clock])
     solved = torch.linalg.lu_solve(factors.lu, factors.pivots, right[:, None])[:, 0]
-    du, dnu = solved[: s * count].reshape(s, count), solved[s * count :]
-    butcher = torch.as_tensor(radau.BUTCHER).to(u)
-    moved = ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
-    moved = problem.h * butcher @ moved
+    dnu = solved[-s:]
+    butcher = problem.h * torch.as_tensor(radau.BUTCHER).to(u)
+    du = torch.zeros_like(u)
+    du[:, heavy] = solved[:-s].reshape(s, -1)
+    moved = butcher @ ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
+    if len(heavy) < len(problem.x):  # the others follow from what these do to them
+        follows = left + dnu[:, None] - (factors.left @ moved[..., None])[..., 0]
+        follows[:, heavy] = du[:, heavy]
+        du = follows
+        moved = butcher @ ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
     size = (moved / problem.scale.reshape(-1)).square().mean(1).sqrt().amax() / CLOSE
     if problem.clock.follows:
         # Late the duals hardly tell the weights: a change of q by one is one part in ℓ of them.
-        share, left = torch.softmax(u, -1), (u + q - nu[:, None]).abs()
+        share = torch.softmax(u, -1)
         tolerance = problem.weight_tolerance
         floor = max(tolerance, ROUND_OFF * float(q.abs().amax()))
         moved_weights = (share * torch.expm1(du.clamp(max=30.0)).abs()).sum(-1).amax() / tolerance
         size = torch.maximum(size, moved_weights)
-        size = torch.maximum(size, (share * left).sum(-1).amax() / floor)
+        size = torch.maximum(size, (share * left.abs()).sum(-1).amax() / floor)
     return du, dnu, float(size)
 
 
@@ -261,6 +271,13 @@ def _mix(
     return moved, nu + step[count:]
 
 
+def _defect(problem: Problem, u: Tensor, at_start: Tensor, path: Path) -> float:
+    """The error that the weights between the nodes make in the duals, relative to their scale."""
+    if problem.clock.follows:
+        return _defect_at_start(problem, u, at_start)
+    return _defect_between(problem, u, path.duals[::2], path.slides[::2])
+
+
 def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> float:
     """Early: the integrated defect of the weights between the nodes, and a share of its parts.
 
@@ -271,9 +288,9 @@ def _defect_between(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) 
     mu = torch.exp(u)
     middles = u.new_tensor(MIDDLES)
     between = radau.evaluate(radau.SLOPE_BASIS, middles) @ mu
-    q = problem.margins(duals[:3])
+    q = problem.margins(duals)
     wrong = torch.softmax(-q, -1) - between
-    rows, _ = problem.rows(duals[:3], slides[:3])
+    rows, _ = problem.rows(duals, slides)
     parts = (wrong[:, None, :] @ rows.flatten(2))[:, 0]
     weight = 2.0 / 3.0 * u.new_tensor([0.0, *radau.NODES]).diff()
     whole, part = _norm(problem, weight @ parts), _norm(problem, parts).amax()
