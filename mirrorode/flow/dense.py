@@ -83,20 +83,24 @@ class DenseStep:
 
     def log_time_at(self, s: float) -> float:
         """log t at s."""
-        if s <= 0:
-            return self.log_time
-        low = 0.0
+        return float(self.log_times(np.array(s)))
+
+    def log_times(self, s: np.ndarray) -> np.ndarray:
+        """log t at each s (…)."""
+        s = np.maximum(s, 0.0)[..., None]
+        low = np.zeros_like(s)
         if self.prescribed:
-            reached = float(self.log_inverse_loss(s)) - _REACH
-            low = np.log(reached / self.loss[0]) / self.h if reached > self.loss[0] else 0.0
+            reached = self.log_inverse_loss(s) - _REACH
+            low = np.log(np.maximum(reached / self.loss[0], 1.0)) / self.h
         edges = s - (s - low) * _PANELS
-        width = np.diff(edges)[:, None] / 2
-        points = edges[:-1, None] + width * (1 + _POINTS)
+        width = np.diff(edges)[..., None] / 2
+        points = edges[..., :-1, None] + width * (1 + _POINTS)
         rate = poly.polyval(points, self.log_rate @ radau.STATE_BASIS)
         exponent = self.log_inverse_loss(points) + rate
-        top = exponent.max()
-        passed = top + np.log((np.exp(exponent - top) * width * _WEIGHTS).sum()) + np.log(self.h)
-        return float(np.logaddexp(self.log_time, passed))
+        top = exponent.max((-2, -1), keepdims=True)
+        with np.errstate(divide="ignore"):  # no time has passed at s = 0
+            passed = np.log((np.exp(exponent - top) * width * _WEIGHTS).sum((-2, -1)))
+        return np.logaddexp(self.log_time, passed + top[..., 0, 0] + np.log(self.h))
 
     def locate(self, target: float, *, by_time: bool) -> float:
         """The s at which log t, or log(1/𝓛), equals ``target``, which the step must contain."""

@@ -35,7 +35,7 @@ FEW = 1  # events in a step that are landed on
 BENT = 0.8  # error of a step from which they are
 LANDED = 0.01  # share of a step within which an event is at its end
 HARD = 8  # sweeps from which the next step grows little: a failed one costs more
-FIELDS = ("s", "neuron", "surface", "kind", "coefficient")
+FIELDS = ("neuron", "surface", "kind", "coefficient")
 
 
 @dataclass
@@ -344,15 +344,16 @@ def _record(run: Run, state: State, attempt: Attempt) -> None:
     """Write down the events of an accepted step, in order: one for each sample of the surface."""
     happened, dense = attempt.found.path.events, attempt.dense
     order = torch.argsort(happened.s, stable=True)
+    s = happened.s[order].cpu().numpy()
+    when, losses = dense.log_times(s).tolist(), dense.log_inverse_loss(s).tolist()
     group, side = state.surfaces.group.tolist(), state.surfaces.along.tolist()
     members: dict[int, list[int]] = {}
     for sample in attempt.samples.tolist():
         members.setdefault(group[sample], []).append(sample)
     numbers = attempt.surfaces.tolist()
-    rows = zip(*(getattr(happened, name)[order].tolist() for name in FIELDS), strict=True)
-    for s, neuron, surface, kind, xi in rows:
-        name, log_time = meeting.KINDS[kind], dense.log_time_at(s)
-        loss = float(dense.log_inverse_loss(s))
+    fields = [getattr(happened, name)[order].tolist() for name in FIELDS]
+    for log_time, loss, neuron, surface, kind, xi in zip(when, losses, *fields, strict=True):
+        name = meeting.KINDS[kind]
         for sample in members[numbers[surface]] if surface >= 0 else [-1]:
             own = 1 - xi if sample >= 0 and side[sample] < 0 else xi
             run.events.append(Event(name, log_time, loss, 0, neuron, sample, own))

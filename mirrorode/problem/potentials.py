@@ -186,7 +186,10 @@ class HyperbolicEntropy(SeparablePotential):
 
     def inverse_gradient(self, dual: Tensor) -> Tensor:
         """t = √λ sinh z."""
-        return torch.copysign(math.sqrt(self.lam) * torch.sinh(dual.abs()), dual)
+        # Not by `torch.sinh`, whose last bit depends on where in a tensor a value is.
+        size = dual.abs()
+        twice = torch.expm1(size) - torch.expm1(-size)
+        return torch.copysign(0.5 * math.sqrt(self.lam) * twice, dual)
 
     def balance_term(self, theta: Tensor) -> Tensor:
         """κ̃ = t²/(√(t²+λ) + √λ); the difference √(t²+λ) − √λ would lose all digits at small t."""
