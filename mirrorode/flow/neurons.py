@@ -139,12 +139,13 @@ class Drive:
         return found
 
     def along(self, rows: Tensor, weights: Tensor) -> Tensor:
-        """w·e for all surfaces (A, G), which are zero where padded."""
+        """w·e for all surfaces (A, G), infinite where padded."""
         if len(self.known) == 1:
             return weights @ self.normal[0].T
-        found = weights.new_zeros(len(rows), self.normal.shape[1])
+        found = weights.new_full((len(rows), self.normal.shape[1]), torch.inf)
         for b, part in self.by_network(rows):
-            torch.mm(weights[part], self.normal[b].T, out=found[part])
+            known = self.known[b]
+            found[part, :known] = weights[part] @ self.normal[b, :known].T
         return found
 
     def normals(self, rows: Tensor, surface: Tensor) -> Tensor:

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import LinearOperator, gmres
 from torch import Tensor
 
 from mirrorode.flow import radau
@@ -34,12 +36,13 @@ Asking = Generator[Request, Path | None, T]
 
 MAX_SWEEPS = 14
 LOCAL = 1e-3  # tolerance of the neurons, of that of the step
-REUSE_ABOVE = 60  # samples; below, a fresh Newton matrix is cheaper than a sweep
+DIRECT = 60  # samples up to which Newton's matrix is factorised, anew in every sweep
+KRYLOV = 60  # iterations at most; a dozen is the rule, as the kernel H D Hᵀ is smooth
+SOLVED = 1e-6  # residual of the linear system, by its right-hand side
 HOPELESS = 1e15
 SAFETY = 8.0  # kinks between the middles make an error that they do not see …
 CROWDED = 1e-5  # … and that is all of it above this tolerance; below, shorter steps hold fewer
 ROUND_OFF = 1e-11  # of the margins, which they do not resolve at the end of a long run
-LIGHT = 0.01  # the most that a column left out of Newton's matrix changes an entry of it
 CLOSE = 0.1  # change of the dual, of the error scale, at which the sweeps end
 
 
@@ -144,7 +147,7 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Asking[Solution | No
 
     ``at_start`` (K,) is log μ at the start; it only enters the error.
     """
-    work, previous, factors = 0.0, float("inf"), None
+    work, previous, newton = 0.0, float("inf"), None
     history: list[tuple[Tensor, Tensor]] = []
     nu, even = None, 0.0
     for sweep in range(1, MAX_SWEEPS + 1):
@@ -158,10 +161,10 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Asking[Solution | No
         work += path.work + 3
         if nu is None:
             nu = (torch.softmax(u, -1) * (u + q)).sum(-1)
-        if factors is None or len(problem.x) <= REUSE_ABOVE:
-            factors = _factorise(problem, u, duals, slides)
+        if newton is None or len(problem.x) <= DIRECT:
+            newton = Newton.of(problem, u, duals, slides)
             work += 3
-        du, dnu, size = _update(problem, factors, u, q, nu)
+        du, dnu, size = _update(problem, newton, u, q, nu)
         if not size < HOPELESS:
             return None
         if size < 1:
@@ -169,7 +172,7 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Asking[Solution | No
         if sweep > 3 and size > 0.5 * previous:
             if size > 2 * previous or sweep > 8:
                 return None
-            factors = None
+            newton = None
             history.clear()
         previous = size
         u, nu = _mix(history, u, du, nu, dnu)
@@ -177,67 +180,82 @@ def solve(problem: Problem, u: Tensor, at_start: Tensor) -> Asking[Solution | No
 
 
 @dataclass(frozen=True)
-class _Factors:
-    """LU factors of Newton's matrix over the samples whose weights matter in it.
+class Newton:
+    """Newton's matrix in (u, ν), of size 3(K + 1).
 
     Attributes:
-        heavy: those samples, (K',); lu, pivots: of size 3(K' + 1), in (u, ν).
+        follows: of the clock; butcher: h A, (3, 3).
         rows: margin gradients at the nodes, tangent, (3, K, n); left: times the metric.
+        factors: LU factors and pivots, where there are few samples.
     """
 
-    heavy: Tensor
-    lu: Tensor
-    pivots: Tensor
+    follows: float
+    butcher: Tensor
     rows: Tensor
     left: Tensor
+    factors: tuple[Tensor, Tensor] | None
 
+    @classmethod
+    def of(cls, problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> Newton:
+        """The matrix at weights e^u (3, K), factorised if that is cheap."""
+        rows, metric = problem.rows(duals, slides)
+        rows = rows.flatten(2)
+        butcher = problem.h * torch.as_tensor(radau.BUTCHER).to(u)
+        left = rows * metric.flatten(1)[:, None, :]
+        found = cls(problem.clock.follows, butcher, rows, left, None)
+        if len(problem.x) > DIRECT:
+            return found
+        lu, pivots, _ = torch.linalg.lu_factor_ex(found.matrix(u))
+        return replace(found, factors=(lu, pivots))
 
-def _factorise(problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> _Factors:
-    """The matrix in (u, ν); columns of it that are nearly those of the identity are left out."""
-    rows, metric = problem.rows(duals, slides)
-    rows = rows.flatten(2)
-    left = rows * metric.flatten(1)[:, None, :]
-    weigh = problem.h * torch.exp(u) * (left * rows).sum(-1)
-    share = torch.softmax(u, -1)
-    heavy = torch.nonzero(((weigh > LIGHT) | (share > LIGHT / len(problem.x))).any(0))[:, 0]
-    s, count = radau.STAGES, len(heavy)
-    gram = (left[:, heavy].flatten(0, 1) @ rows[:, heavy].flatten(0, 1).T).reshape(
-        s, count, s, count
-    )
-    butcher = torch.as_tensor(radau.BUTCHER).to(gram)
-    gram = gram * (problem.h * butcher)[:, None, :, None] * torch.exp(u[:, heavy])
-    matrix = gram.new_zeros(s * (count + 1), s * (count + 1))
-    top = s * count
-    matrix[:top, :top] = gram.reshape(top, top)
-    matrix.diagonal()[:top] += 1.0
-    for j in range(s):
-        here = slice(j * count, (j + 1) * count)
-        matrix[here, top + j] = -1.0
-        matrix[top + j, here] = share[j, heavy]
-        matrix[top + j, top + j] = -problem.clock.follows
-    lu, pivots, _ = torch.linalg.lu_factor_ex(matrix)
-    return _Factors(heavy, lu, pivots, rows, left)
+    def matrix(self, u: Tensor) -> Tensor:
+        """All of it."""
+        s, count = u.shape
+        gram = (self.left.flatten(0, 1) @ self.rows.flatten(0, 1).T).reshape(s, count, s, count)
+        gram = gram * self.butcher[:, None, :, None] * torch.exp(u)
+        matrix = gram.new_zeros(s * (count + 1), s * (count + 1))
+        top = s * count
+        matrix[:top, :top] = gram.reshape(top, top)
+        matrix.diagonal()[:top] += 1.0
+        share = torch.softmax(u, -1)
+        for j in range(s):
+            here = slice(j * count, (j + 1) * count)
+            matrix[here, top + j] = -1.0
+            matrix[top + j, here] = share[j]
+            matrix[top + j, top + j] = -self.follows
+        return matrix
+
+    def moved(self, u: Tensor, du: Tensor) -> Tensor:
+        """What a change of u does to the duals at the nodes, (3, n)."""
+        return self.butcher @ ((torch.exp(u) * du)[:, None, :] @ self.rows)[:, 0]
+
+    def solve(self, u: Tensor, right: Tensor) -> Tensor:
+        """The change of (u, ν) for a right-hand side (3(K + 1),)."""
+        if self.factors is not None:
+            return torch.linalg.lu_solve(*self.factors, right[:, None])[:, 0]
+        share, top, size = torch.softmax(u, -1), u.numel(), len(right)
+
+        def product(vector: np.ndarray) -> np.ndarray:
+            both = torch.from_numpy(vector.reshape(-1)).to(u)
+            du, dnu = both[:top].reshape(u.shape), both[top:]
+            margins = (self.moved(u, du)[:, None, :] @ self.left.mT)[:, 0]
+            clock = (share * du).sum(-1) - self.follows * dnu
+            return torch.cat([(du + margins - dnu[:, None]).reshape(-1), clock]).cpu().numpy()
+
+        system = LinearOperator((size, size), matvec=product, dtype=np.float64)
+        found, _ = gmres(system, right.cpu().numpy(), rtol=SOLVED, restart=KRYLOV, maxiter=1)
+        return torch.from_numpy(found).to(u)
 
 
 def _update(
-    problem: Problem, factors: _Factors, u: Tensor, q: Tensor, nu: Tensor
+    problem: Problem, newton: Newton, u: Tensor, q: Tensor, nu: Tensor
 ) -> tuple[Tensor, Tensor, float]:
     """Newton's change of u and ν, and its size where 1 is small enough."""
-    s, heavy = radau.STAGES, factors.heavy
     clock = torch.logsumexp(u, -1) - problem.clock.follows * nu - problem.clock.offset
     left = nu[:, None] - u - q
-    right = torch.cat([left[:, heavy].reshape(-1), -clock])
-    solved = torch.linalg.lu_solve(factors.lu, factors.pivots, right[:, None])[:, 0]
-    dnu = solved[-s:]
-    butcher = problem.h * torch.as_tensor(radau.BUTCHER).to(u)
-    du = torch.zeros_like(u)
-    du[:, heavy] = solved[:-s].reshape(s, -1)
-    moved = butcher @ ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
-    if len(heavy) < len(problem.x):  # the others follow from what these do to them
-        follows = left + dnu[:, None] - (factors.left @ moved[..., None])[..., 0]
-        follows[:, heavy] = du[:, heavy]
-        du = follows
-        moved = butcher @ ((torch.exp(u) * du)[:, None, :] @ factors.rows)[:, 0]
+    solved = newton.solve(u, torch.cat([left.reshape(-1), -clock]))
+    du, dnu = solved[: u.numel()].reshape(u.shape), solved[u.numel() :]
+    moved = newton.moved(u, du)
     size = (moved / problem.scale.reshape(-1)).square().mean(1).sqrt().amax() / CLOSE
     if problem.clock.follows:
         # Late the duals hardly tell the weights: a change of q by one is one part in ℓ of them.
