@@ -103,6 +103,15 @@ class Drive:
             drives[0].moving,
         )
 
+    def part(self, networks: Tensor, most: int) -> Drive:
+        """That of some networks, which have ``most`` surfaces at most."""
+        numbers = networks.tolist()
+        return Drive(
+            tuple(self.potentials[b] for b in numbers), self.count, self.normal[networks, :most],
+            tuple(self.known[b] for b in numbers), self.base[networks],
+            self.strength[networks, :, :most], self.h[networks], self.moving,
+        )  # fmt: skip
+
     @cached_property
     def _pulls(self) -> Tensor:
         """β e of each surface, (B, G, 3(d + 1)); nothing is added to Σμ."""

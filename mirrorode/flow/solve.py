@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Sequence
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mirrorode.flow import balance, baseline, integrate, through, two_layer
 from mirrorode.flow.dense import DenseStep
-from mirrorode.flow.ensemble import together
+from mirrorode.flow.ensemble import spread, together
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.observe import Function, Observable, observers, split
@@ -31,7 +32,7 @@ CRAWL = 1e-9  # gain of log(1/𝓛) that is progress, if log t has not gained on
 
 
 def solve(
-    flow: MirrorFlow,
+    flow: MirrorFlow | Sequence[MirrorFlow],
     theta0: Tensor,
     *,
     until: StoppingRule,
@@ -45,8 +46,13 @@ def solve(
 ) -> Trajectory | list[Trajectory]:
     """Integrate the mirror flow of ``flow`` from ``theta0``.
 
+    A batch is integrated side by side, each row with its own steps, clock, events and status, and
+    comes out as each row alone would. Neurons of two-layer networks are followed all at once. On a
+    CPU the rows are spread over as many processes as torch may use threads, unless ``progress`` or
+    a function in ``saveat`` watches.
+
     Args:
-        flow: network, samples and potential.
+        flow: network, samples and potential; or B of them, for one start each.
         theta0: the start (n,), or a batch of starts (B, n).
         until: where to stop; met exactly (to 1e-10 relative), not at the next step.
         method: "auto", the integrator of the project: implicit collocation of order 5 with kinks
@@ -68,13 +74,13 @@ def solve(
         progress: called after every accepted step.
 
     Returns:
-        One `Trajectory` for a start (n,), a list of B for a batch. A numerical failure never
+        One `Trajectory` for one flow and a start (n,), else a list of B. A numerical failure never
         raises: it is a status, with the trajectory up to it.
 
     Raises:
         InputError: on bad input.
     """
-    theta0 = flow.check_start(theta0)
+    flows, starts = _rows(flow, theta0)
     require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
     split(saveat)
     require_number(rtol, "rtol", "be positive", 0.0, strict=True)
@@ -85,8 +91,26 @@ def solve(
     fine = isinstance(correct_balance, bool)
     require(fine, "correct_balance", "be True or False", repr(correct_balance))
     rest = (until, method, rtol, atol, saveat, max_steps, correct_balance, progress)
-    found = together([_solve_one(flow, row, *rest) for row in torch.atleast_2d(theta0)])
-    return found if theta0.ndim == 2 else found[0]
+    integrations = [_solve_one(one, start, *rest) for one, start in zip(flows, starts, strict=True)]
+    watched = progress is not None or len(split(saveat)[1])
+    found = together(integrations) if watched else spread(integrations, flows)
+    return found[0] if isinstance(flow, MirrorFlow) and np.ndim(theta0) == 1 else found
+
+
+def _rows(
+    flow: MirrorFlow | Sequence[MirrorFlow], theta0: Tensor
+) -> tuple[Sequence[MirrorFlow], Sequence[Tensor]]:
+    """A flow and a start for each trajectory."""
+    flows = [flow] if isinstance(flow, MirrorFlow) else flow
+    fine = isinstance(flows, Sequence) and all(isinstance(one, MirrorFlow) for one in flows)
+    require(fine and len(flows) > 0, "flow", "be a MirrorFlow or a list of them", repr(flow))
+    starts = [one.check_start(theta0) for one in flows]
+    if starts[0].ndim == 1:
+        return flows, starts
+    if isinstance(flow, MirrorFlow):
+        return [flow] * len(starts[0]), list(starts[0])
+    require(len(starts[0]) == len(flows), "theta0", f"have {len(flows)} rows", len(starts[0]))
+    return flows, [start[row] for row, start in enumerate(starts)]
 
 
 def _solve_one(

@@ -7,8 +7,10 @@ piece more, never the others anything. Networks are followed together, each as i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -21,7 +23,10 @@ from mirrorode.flow.meeting import Meeting
 from mirrorode.flow.neurons import Drive, Neurons, polynomial, snap
 from mirrorode.flow.pieces import Piece, advance
 
+K = TypeVar("K", bound=Hashable)
+
 MOST_ROUNDS = 600
+TOGETHER = 0.5  # of the networks are waited for: fewer come and go often, more wait for the last
 MIDDLES = 0.5 * (radau.NODES + np.concatenate([[0.0], radau.NODES[:-1]]))
 OUTPUTS = np.stack([MIDDLES, radau.NODES], 1).reshape(-1)
 """Positions at which duals are wanted: the Radau nodes, and before each the middle up to it."""
@@ -55,6 +60,16 @@ class Happening:
     kind: Tensor
     coefficient: Tensor
 
+    @classmethod
+    def joined(cls, several: Sequence[Happening]) -> Happening:
+        """All of them."""
+        names = [one.name for one in fields(cls)]
+        return cls(*(torch.cat([getattr(one, name) for one in several]) for name in names))
+
+    def of(self, index: Tensor) -> Happening:
+        """Some of the events."""
+        return Happening(*(getattr(self, one.name)[index] for one in fields(self)))
+
 
 @dataclass(frozen=True)
 class Path:
@@ -78,19 +93,21 @@ class Path:
 
 @dataclass
 class _Underway:
-    """B networks of N neurons somewhere in the step, each at its own position; changed in place.
+    """B networks of N neurons somewhere in their steps, each at its own position.
 
     Attributes:
+        rounds: that each network has taken, (B,).
         s: positions (BN,); delta: lengths of the next pieces; even, tolerance: as asked, (BN,).
         state: duals, and what each has added to log(1/𝓛), (BN, d + 2).
         on, slides: (BN, G); captured, lost: (BN,).
         force: polynomials of the force on their patterns.
-        outputs: (P,); duals: there, (P, BN, d + 1); modes: the slides there, (P, BN, G).
+        duals: at the outputs, (BN, P, d + 1); modes: the slides there, (BN, P, G).
         slid: whether any of them is not empty, (BN,).
         looked: pairs looked at; shortest: piece that the tolerance asked for, (BN,).
     """
 
     drive: Drive
+    rounds: Tensor
     s: Tensor
     delta: Tensor
     even: Tensor
@@ -101,13 +118,54 @@ class _Underway:
     captured: Tensor
     lost: Tensor
     force: Tensor
-    outputs: Tensor
     duals: Tensor
     modes: Tensor
     slid: Tensor
     looked: Tensor
     shortest: Tensor
     events: list[Happening] = field(default_factory=list)
+
+    @classmethod
+    def joined(cls, ways: Sequence[_Underway]) -> _Underway:
+        """All of them."""
+        if len(ways) == 1:
+            return ways[0]
+        columns: dict[str, Tensor] = {}
+        most = max(way.on.shape[-1] for way in ways)
+        for name in TENSORS:
+            parts = [getattr(way, name) for way in ways]
+            if name in MASKS:
+                parts = [pad(part, (0, most - part.shape[-1])) for part in parts]
+            columns[name] = torch.cat(parts)
+        first, events = 0, []
+        for way in ways:
+            events += [replace(one, neuron=one.neuron + first) for one in way.events]
+            first += len(way.s)
+        return cls(Drive.joined([way.drive for way in ways]), **columns, events=events)
+
+    def part(self, networks: Tensor) -> _Underway:
+        """Some of the networks, in their order."""
+        count, most = self.drive.count, max(self.drive.known[b] for b in networks.tolist())
+        rows = (networks[:, None] * count + torch.arange(count, device=networks.device)).reshape(-1)
+        columns = {}
+        for name in TENSORS:
+            column = getattr(self, name)[networks if name == "rounds" else rows]
+            columns[name] = column[..., :most] if name in MASKS else column
+        place = torch.full_like(self.s, -1).long()
+        place[rows] = torch.arange(len(rows), device=rows.device)
+        events = self.happened()
+        events = replace(events, neuron=place[events.neuron])
+        events = events.of(torch.nonzero(events.neuron >= 0)[:, 0])
+        return _Underway(self.drive.part(networks, most), **columns, events=[events])
+
+    def happened(self) -> Happening:
+        """All events so far."""
+        none = torch.zeros_like(self.s[:0])
+        nobody = none.long()
+        self.events = [
+            Happening.joined([Happening(none, nobody, nobody, nobody, none), *self.events])
+        ]
+        return self.events[0]
 
     def note(self, s: Tensor, neuron: Tensor, surface: Tensor, kind: Tensor, xi: Tensor) -> None:
         """Write events down."""
@@ -120,41 +178,78 @@ class _Underway:
         self.note(self.s[one], one, -torch.ones_like(one), code, self.s.new_zeros(1))
 
 
-def follow(requests: Sequence[Request]) -> list[Path | None]:
-    """Take the neurons of each network through its step: networks of one size, in one metric each.
+MASKS = ("on", "slides", "modes")
+TENSORS = [one.name for one in fields(_Underway) if one.name not in ("drive", "events")]
 
-    None where a neuron meets kinks without end, or leaves the finite numbers: that step is to be
-    shortened.
+
+class Convoy(Generic[K]):
+    """Networks on their way through their steps, which join it and leave it one by one.
+
+    All have one number of neurons and of dimensions. What one does depends on no other.
     """
-    way = _set_out(requests)
-    for _ in range(MOST_ROUNDS):
-        rows = torch.nonzero(way.s < 1)[:, 0]
-        if len(rows) == 0:
-            break
-        _advance(way, rows)
-    _give_up(way, torch.nonzero(way.s < 1)[:, 0])
-    return _arrived(way)
+
+    def __init__(self) -> None:
+        self._way: _Underway | None = None
+        self._names: list[K] = []
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def join(self, requests: Mapping[K, Request]) -> None:
+        """Set out with what is asked for, under its name."""
+        if requests:
+            new = _set_out(list(requests.values()))
+            self._way = new if self._way is None else _Underway.joined([self._way, new])
+            self._names += requests
+
+    def arrive(self) -> dict[K, Path | None]:
+        """Go on until a share of the networks are through, and let these go.
+
+        None for one that meets kinks without end, or leaves the finite numbers: its step is to be
+        shortened.
+        """
+        way = self._way
+        if way is None:
+            return {}
+        share = math.ceil(TOGETHER * len(self))
+        while True:
+            through = (way.s >= 1).reshape(len(self), -1).all(1)
+            if int(through.sum()) >= share:
+                break
+            _give_up(way, torch.nonzero(~through & (way.rounds >= MOST_ROUNDS))[:, 0])
+            rows = torch.nonzero(way.s < 1)[:, 0]
+            if len(rows):
+                _advance(way, rows)
+            way.rounds += ~through
+        return self._leave(way, through)
+
+    def _leave(self, way: _Underway, through: Tensor) -> dict[K, Path | None]:
+        gone, going = torch.nonzero(through)[:, 0], torch.nonzero(~through)[:, 0]
+        names = [self._names[b] for b in gone.tolist()]
+        self._names = [self._names[b] for b in going.tolist()]
+        self._way = way.part(going) if len(going) else None
+        return dict(zip(names, _paths(way.part(gone) if len(going) else way), strict=True))
 
 
 def _set_out(requests: Sequence[Request]) -> _Underway:
     drive = Drive.joined([one.drive for one in requests])
     dual = torch.cat([one.start.dual for one in requests])
-    room = drive.normal.shape[1]
+    room, outputs = drive.normal.shape[1], len(OUTPUTS)
     on, slides = (
         torch.cat([pad(mask, (0, room - mask.shape[1])) for mask in masks])
         for masks in ([one.start.on for one in requests], [one.start.slides for one in requests])
     )
     captured = torch.cat([one.start.captured for one in requests])
-    s, outputs = torch.zeros_like(dual[:, 0]), dual.new_tensor(OUTPUTS)
+    s, rounds = torch.zeros_like(dual[:, 0]), torch.zeros(len(requests), device=dual.device)
     even, tolerance = (
         s.new_tensor(values).repeat_interleave(drive.count)
         for values in ([one.even for one in requests], [one.tolerance for one in requests])
     )
     way = _Underway(
-        drive, s, torch.where(even > 0, even, 1.0), even, tolerance, pad(dual, (0, 1)), on,
-        slides.clone(), captured, torch.zeros_like(captured), drive.base, outputs,
-        dual.expand(len(outputs), -1, -1).clone(), slides.expand(len(outputs), -1, -1).clone(),
-        slides.any(1), torch.zeros_like(s), torch.ones_like(s),
+        drive, rounds, s, torch.where(even > 0, even, 1.0), even, tolerance, pad(dual, (0, 1)), on,
+        slides.clone(), captured, torch.zeros_like(captured), drive.base,
+        dual[:, None].repeat(1, outputs, 1), slides[:, None].repeat(1, outputs, 1), slides.any(1),
+        torch.zeros_like(s), torch.ones_like(s),
     )  # fmt: skip
     _let_go(way)
     rows = torch.arange(len(s), device=s.device)
@@ -165,47 +260,41 @@ def _set_out(requests: Sequence[Request]) -> _Underway:
     return way
 
 
-def _arrived(way: _Underway) -> list[Path | None]:
+def _paths(way: _Underway) -> list[Path | None]:
+    """What each network of ``way``, all through, did."""
     drive, count = way.drive, way.drive.count
-    way.duals[way.outputs == 1] = way.state[:, :-1]  # back on their surfaces, as the next step is
-    networks = range(len(drive.known))
+    way.duals[:, -1] = way.state[:, :-1]  # back on their surfaces, as the next step is
     lost = way.lost.reshape(-1, count).any(1).tolist()
     looked = way.looked.reshape(-1, count).sum(1).tolist()
     shortest = way.shortest.reshape(-1, count).amin(1).tolist()
     events = _events_of(way)
     paths: list[Path | None] = []
-    for b in networks:
-        rows, known = slice(b * count, (b + 1) * count), slice(drive.known[b])
+    for b, known in enumerate(drive.known):
+        rows = slice(b * count, (b + 1) * count)
         end = Neurons(
-            way.state[rows, :-1], way.on[rows, known], way.slides[rows, known], way.captured[rows]
-        )
-        pairs = max(1, count * drive.known[b])
+            way.state[rows, :-1], way.on[rows, :known], way.slides[rows, :known],
+            way.captured[rows],
+        )  # fmt: skip
         paths.append(None if lost[b] else Path(
-            way.duals[:, rows], way.modes[:, rows, known], end, way.state[rows, -1], events[b],
-            1.5 + looked[b] / pairs, shortest[b],
+            way.duals[rows].transpose(0, 1), way.modes[rows, :, :known].transpose(0, 1), end,
+            way.state[rows, -1], events[b], 1.5 + looked[b] / max(1, count * known), shortest[b],
         ))  # fmt: skip
     return paths
 
 
 def _events_of(way: _Underway) -> list[Happening]:
     """What happened in each network, its neurons counted within it."""
-    none = way.s.new_zeros(0), *[way.slid.new_zeros(0, dtype=torch.long)] * 3, way.s.new_zeros(0)
-    fields = [torch.cat(column) for column in zip(none, *map(_columns, way.events), strict=True)]
-    owner, number = way.drive.owner(fields[1]), len(way.drive.known)
-    fields[1] = fields[1] % way.drive.count
+    happened = way.happened()
+    owner = way.drive.owner(happened.neuron)
+    happened = replace(happened, neuron=happened.neuron % way.drive.count)
     order = torch.argsort(owner, stable=True)
-    sizes = torch.bincount(owner, minlength=number).tolist()
-    return [Happening(*part) for part in zip(*(f[order].split(sizes) for f in fields), strict=True)]
+    sizes = torch.bincount(owner, minlength=len(way.drive.known)).tolist()
+    return [happened.of(part) for part in order.split(sizes)]
 
 
-def _columns(one: Happening) -> tuple[Tensor, ...]:
-    return one.s, one.neuron, one.surface, one.kind, one.coefficient
-
-
-def _give_up(way: _Underway, rows: Tensor) -> None:
-    """Stop all neurons of the networks that ``rows`` belong to."""
-    owners = torch.unique(way.drive.owner(rows))
-    lost = torch.isin(way.drive.owner(torch.arange(len(way.s), device=rows.device)), owners)
+def _give_up(way: _Underway, networks: Tensor) -> None:
+    """Stop all neurons of these networks."""
+    lost = torch.isin(way.drive.owner(torch.arange(len(way.s), device=way.s.device)), networks)
     way.lost |= lost
     way.s[lost] = 1.0
 
@@ -246,22 +335,22 @@ def _advance(way: _Underway, rows: Tensor) -> None:
         state[sliding, :-1] = snap(drive, sliding, padded, state[sliding, :-1])
     wild = ~torch.isfinite(reached).all(1)
     if bool(wild.any()):
-        _give_up(way, rows[wild])
+        _give_up(way, drive.owner(rows[wild]))
 
 
 def _write(way: _Underway, piece: Piece, share: Tensor, fine: Tensor) -> None:
     """The duals at the outputs that lie ahead: where the piece takes the neuron, or leaves it."""
     rows = piece.rows
-    local = (way.outputs[:, None] - piece.s) / piece.delta
+    local = (share.new_tensor(OUTPUTS)[:, None] - piece.s) / piece.delta
     ahead = (local > 0) & fine
-    value = piece.curve.at(torch.minimum(local.clamp(min=0), share))[..., :-1]
-    way.duals[:, rows] = torch.where(ahead[..., None], value, way.duals[:, rows])
+    value = piece.curve.at(torch.minimum(local.clamp(min=0), share))[..., :-1].transpose(0, 1)
+    ahead = ahead.T[..., None]
+    way.duals[rows] = torch.where(ahead, value, way.duals[rows])
     sliding = piece.slides.any(1)
     some = torch.nonzero((sliding | way.slid[rows]) & fine)[:, 0]
     if len(some):
         here = rows[some]
-        modes = torch.where(ahead[:, some, None], piece.slides[some], way.modes[:, here])
-        way.modes[:, here] = modes
+        way.modes[here] = torch.where(ahead[some], piece.slides[some, None], way.modes[here])
         way.slid[here] = sliding[some]
 
 
@@ -320,7 +409,7 @@ def _capture(way: _Underway, row: int) -> None:
         way.note_one(row, meeting.RELEASE)
     else:
         way.captured[row] = True
-        way.duals[way.outputs > at, row, :-1] = 0.0
+        way.duals[row, way.duals.new_tensor(OUTPUTS) > at, :-1] = 0.0
         way.s[row] = 1.0
 
 
