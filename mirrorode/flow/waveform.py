@@ -104,7 +104,8 @@ class Problem:
         incoming = sign[..., None] * (theta[..., -1:] * gain).mT[..., None] * self.x[:, None, :]
         outgoing = self.moving * (sign * (gain * pre).mT)[..., None]
         flat = slides.flatten(0, 1)
-        padded = Slides.of(flat, self.surfaces.normal[None], torch.zeros_like(flat[:, 0]).long())
+        owner = torch.zeros(len(flat), dtype=torch.long, device=flat.device)
+        padded = Slides.of(flat, self.surfaces.normal[None], owner)
         if len(padded.rows):
             p, unit = padded.rows // len(duals[0]), padded.rows % len(duals[0])
             tangent = padded.tangent(metric[p, unit, :-1], incoming[p, :, unit].mT)

@@ -72,8 +72,9 @@ def inverse_gradient(value: Function, dual: Tensor) -> Tensor:
         risen = (slope - zero) * side
         missing = target - torch.log(risen)
         low, high = torch.where(missing >= 0, u, low), torch.where(missing > 0, high, u)
-        new = u + missing * risen / (torch.exp(u) * bend)
-        new = torch.where((new >= low) & (new <= high), new, 0.5 * (low + high))
+        new = u + missing * (risen / bend) / torch.exp(u)
+        inside = (new >= low) & (new <= high) & torch.isfinite(bend)
+        new = torch.where(inside, new, 0.5 * (low + high))
         moved = torch.where(side == 0, 0.0, (new - u).abs())
         u = new
         if not bool((moved > _CLOSE * (1 + u.abs())).any()):

@@ -197,7 +197,10 @@ class HyperbolicEntropy(SeparablePotential):
 
     def inverse_hessian(self, theta: Tensor) -> Tensor:
         """1/r'' = √(t² + λ)."""
-        return self._height(theta)
+        # Not by `torch.hypot`, whose last bit depends on where in a tensor a value is.
+        size, root = theta.abs(), theta.new_tensor(math.sqrt(self.lam))
+        larger, smaller = torch.maximum(size, root), torch.minimum(size, root)
+        return larger * torch.sqrt(1 + (smaller / larger).square())
 
     def horizon(self, theta: Tensor) -> Tensor:
         """‖θ‖₁."""
