@@ -31,7 +31,7 @@ class Job:
     """One trajectory of a scenario, under the name of its run folder.
 
     Attributes:
-        saveat: what of it is stored, the dense output then excepted; everything if None.
+        saveat: what of it is stored; everything, with its dense output, if None.
         study: the folder in which scenarios share it; that of the scenario itself if empty.
     """
 

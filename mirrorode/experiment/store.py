@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict, is_dataclass, replace
+from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,9 @@ def configuration(scenario: Scenario) -> dict[str, Any]:
 def save(
     folder: Path, name: str, scenario: Scenario, job: Job, run: Trajectory, verdicts: Verdicts
 ) -> None:
-    """Write one run; ``run.json`` last, so that its presence means a complete folder.
-
-    Where `Job.saveat` says what is to be kept, the dense output is not: that of a network with ten
-    thousand weights takes 200 MB a run.
-    """
+    """Write one run; ``run.json`` last, so that its presence means a complete folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    kept = run if job.saveat is None else replace(run, steps=())
-    kept.save(folder / "trajectory.npz")
+    run.save(folder / "trajectory.npz")
     content = {
         **_head(name, job.name, scenario),
         "made": identity(job),

@@ -62,9 +62,9 @@ def solve(
             time and through kinks: a baseline.
         rtol: relative tolerance of the dual variable, and of log t.
         atol: absolute tolerance of the dual variable, for a dual of size one.
-        saveat: stopping rules that are met exactly and saved, beside start and end; every accepted
-            step is saved if None. Where kinks are stepped through nothing else is kept, and there
-            is no dense output between. Functions of (log t, θ) among them are called at every
+        saveat: stopping rules that are met exactly and saved, beside start and end; nothing else
+            is kept, and there is no dense output between. If None every accepted step is saved,
+            with its dense output. Functions of (log t, θ) among the rules are called at every
             accepted step, and an `Observable` where it says: `Trajectory.observed` has the values.
         max_steps: accepted steps before the run ends with `Status.MAX_STEPS`.
         correct_balance: whether what is saved, and what `Trajectory.at` returns, is put back on the
@@ -135,7 +135,8 @@ def _solve_one(
         stats, events = Stats(), ()
         status = baseline.integrate(flow, theta0, method, rtol, atol, recorder, stats)
     log_time, loss, dual, dissipated = recorder.saved()
-    theta = torch.cat([theta0[None], flow.potential.inverse_gradient(dual[1:])])
+    theta = flow.potential.inverse_gradient(dual)
+    theta[0] = theta0
     drift = None
     # Layers alone, where the potential couples the weights of units, are left as integrated.
     correct_balance &= flow.potential.separable
@@ -224,10 +225,14 @@ class Recorder:
         return None
 
     def saved(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log t, log(1/𝓛), dual and dissipation at the saved points, the last included."""
+        """log t, log(1/𝓛), dual and dissipation at the saved points, the last included.
+
+        They are given away: of a long run two copies are more than is needed.
+        """
         if self.points[-1] is not self._last:
             self.points.append(self._last)
-        log_time, loss, dual, dissipated = zip(*self.points, strict=True)
+        points, self.points = self.points, []
+        log_time, loss, dual, dissipated = zip(*points, strict=True)
         new = dual[0].new_tensor
         return new(log_time), new(loss), torch.stack(dual), new(dissipated)
 
@@ -244,7 +249,6 @@ def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
 
 def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Asking[Status]:
     state, advance = _method(run, theta0)
-    keep_steps = recorder.save_all or advance is not through.advance
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
@@ -259,7 +263,7 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Asking[Status]:
         if isinstance(outcome, Status):
             return outcome
         state, dense = outcome
-        if keep_steps:
+        if recorder.save_all:
             recorder.steps.append(dense)
         over = recorder.add(state.log_time, state.loss, state.dual, dense.dissipated, run.stats)
         if over is not None:

@@ -202,7 +202,8 @@ class Trajectory:
         name, value = chosen[0]
         if not self.steps:
             raise InputError(
-                f"`at` needs dense output, but this trajectory of method={self.method!r} has none"
+                "`at` needs the dense output that `solve` keeps by method='auto' without `saveat`, "
+                f"but this trajectory of method={self.method!r} has none"
             )
         if name == "time":
             require(value >= 0, "time", "be zero or positive", value)

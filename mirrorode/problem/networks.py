@@ -120,7 +120,7 @@ class MLP(HomogeneousNetwork):
             parts.append((delta.mT @ forward.entering[layer]).flatten(-2))
             if layer > 0:
                 signals.append(delta @ weights[layer])
-                delta = signals[-1] * self._slope(forward.pattern[layer - 1]).to(delta)
+                delta = self._gated(signals[-1], forward.pattern[layer - 1])
         return torch.cat(parts[::-1], dim=-1), signals[::-1]
 
     def normal_factors(
@@ -135,7 +135,7 @@ class MLP(HomogeneousNetwork):
         delta = torch.nn.functional.one_hot(unit, self.widths[layer + 1]).to(theta)
         factors = [(delta.expand(*theta.shape[:-1], *delta.shape), post[layer])]
         for below in range(layer - 1, -1, -1):
-            delta = (factors[-1][0] @ weights[below + 1]) * self._slope(pattern[below]).to(theta)
+            delta = self._gated(factors[-1][0] @ weights[below + 1], pattern[below])
             factors.append((delta, post[below]))
         return factors[::-1]
 
@@ -160,13 +160,16 @@ class MLP(HomogeneousNetwork):
         for layer, on in enumerate(pattern):
             rate = post[layer] @ moving[layer].mT + tangent @ weights[layer].mT
             found.append(rate)
-            tangent = rate * self._slope(on)
+            tangent = self._gated(rate, on)
         return found
 
-    def _slope(self, on: Tensor) -> Tensor:
-        # Not torch.where of two numbers: that is single precision, in which 0.01 is not 0.01.
+    def _gated(self, value: Tensor, on: Tensor) -> Tensor:
+        """``value`` times the slope of the activation."""
         off_slope, on_slope = _SLOPES[self.activation]
-        return off_slope + (on_slope - off_slope) * on.to(torch.float64)
+        if (off_slope, on_slope) == (0.0, 1.0):
+            return value * on
+        # Not torch.where of two numbers: that is single precision, in which 0.01 is not 0.01.
+        return value * (off_slope + (on_slope - off_slope) * on.to(value))
 
     def _forward(
         self, weights: list[Tensor], x: Tensor, pattern: Pattern | None
@@ -177,7 +180,7 @@ class MLP(HomogeneousNetwork):
         for layer, matrix in enumerate(weights[: len(self.widths) - 2]):
             pre.append(post[-1] @ matrix.mT)
             on = pre[-1] > 0 if pattern is None else pattern[layer]
-            post.append(pre[-1] * self._slope(on).to(x))
+            post.append(self._gated(pre[-1], on))
         return pre, post
 
     def _backward(
@@ -190,7 +193,7 @@ class MLP(HomogeneousNetwork):
             parts.append(block.flatten(-2))
             if layer > 0:
                 signals.append(delta @ weights[layer])
-                delta = signals[-1] * self._slope(pattern[layer - 1]).to(delta)
+                delta = self._gated(signals[-1], pattern[layer - 1])
         return torch.cat(parts[::-1], dim=-1), signals[::-1]
 
 
