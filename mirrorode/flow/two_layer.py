@@ -28,7 +28,8 @@ from mirrorode.flow.trajectory import Event, Status
 from mirrorode.flow.waveform import Asking
 
 LATE = 3.0  # log(1/𝓛) from which the loss is the clock; before, the weights between nodes are seen
-CONSISTENT = 1e-8  # step that lets the multipliers settle after the active kinks changed
+STUCK = 1e-6  # step of log ℓ below which one that fails is not shortened any more …
+AGAIN = 1.02  # … but taken in loss time, and all others until ℓ has grown by this factor
 NOTICED = 23.0  # a sample left out that grows beyond e⁻²³ of the total is taken in
 FIRST = 0.02  # of the dual's size, in the first step
 FEW = 1  # events in a step that are landed on
@@ -52,7 +53,7 @@ class State:
     h: float | None = None
     last: tuple[Tensor, float] | None = None  # log μ at the nodes (3, K) and h of the last step
     late: bool = False
-    settle: bool = False
+    late_from: float = LATE
 
     @property
     def dual(self) -> Tensor:
@@ -170,14 +171,12 @@ def advance(
         return Status.NON_FINITE
     if point.speed == 0:
         return Status.STATIONARY
-    if not state.late and point.loss >= LATE:
+    if not state.late and point.loss >= state.late_from:
         h = None if state.h is None else state.h * point.speed / point.loss
         log_weights = -point.q
         state = replace(state, late=True, h=h, last=None, log_weights=log_weights)
         run.largest_step = 0.0
     state = replace(state, loss=point.loss)
-    if state.settle:
-        state, point = yield from _settle(run, state, point)
     wanted = _first_step(state, point) if state.h is None else state.h
     h = min(wanted, distance(point.loss, rules)) if state.late else wanted
     for _ in range(60):
@@ -185,6 +184,8 @@ def advance(
         at_kink = None if attempt is None else _kink_to_land_on(attempt)
         if attempt is None or at_kink is not None or not attempt.error <= 1:
             run.stats.rejected += 1
+            if attempt is None and state.late and h < STUCK:
+                return (yield from advance(run, _early_again(run, state, point), rules))
             share = 0.3 if attempt is None else at_kink or min(0.8, _factor(attempt.error))
             h = wanted = h * share
             if h < SMALLEST * run.largest_step:
@@ -198,6 +199,16 @@ def advance(
         following = grown if h >= wanted else max(wanted, grown)
         return _accept(run, state, attempt, h, following), attempt.dense
     return Status.BLOCKED
+
+
+def _early_again(run: Run, state: State, point: Point) -> State:
+    """The state in loss time, for a little while.
+
+    Where a neuron that meets a kink changes ‖G‖ a lot, the weights that prescribe the loss jump,
+    and Newton's method for these finds no way across; those of sum one hardly change.
+    """
+    run.largest_step = 0.0
+    return replace(state, late=False, late_from=AGAIN * point.loss, h=None, last=None)
 
 
 def _kink_to_land_on(attempt: Attempt) -> float | None:
@@ -222,18 +233,6 @@ def _first_step(state: State, point: Point) -> float:
     size = max(float(state.neurons.dual.square().mean().sqrt()), 1e-3)
     h = FIRST * size / float(point.direction.square().mean().sqrt())
     return h * point.speed / point.loss if state.late else h
-
-
-def _settle(run: Run, state: State, point: Point) -> Asking[tuple[State, Point]]:
-    """The multipliers after a change of the active kinks, from a step of no length."""
-    state = replace(state, settle=False, last=None)
-    attempt = yield from _try(run, state, point, CONSISTENT)
-    if attempt is not None:
-        weights = point.log_weights.clone()
-        weights[attempt.samples] = attempt.found.log_mu[2]
-        state = replace(state, log_weights=weights, nu=float(attempt.found.nu[2]))
-        point = replace(point, log_weights=weights)
-    return state, point
 
 
 def _try(run: Run, state: State, point: Point, h: float) -> Asking[Attempt | None]:
@@ -337,6 +336,7 @@ def _accept(run: Run, state: State, attempt: Attempt, h: float, following: float
     return State(
         state.layout, surfaces, neurons, float(attempt.dense.log_inverse_loss(1.0)), weights,
         float(found.nu[2]), attempt.dense.log_time_at(1.0), following, (nodes, h), state.late,
+        state.late_from,
     )  # fmt: skip
 
 

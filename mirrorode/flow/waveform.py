@@ -187,7 +187,7 @@ class Newton:
     Attributes:
         follows: of the clock; butcher: h A, (3, 3).
         rows: margin gradients at the nodes, tangent, (3, K, n); left: times the metric.
-        factors: LU factors and pivots, where there are few samples.
+        factors: LU factors and pivots; None early, where there are many samples.
     """
 
     follows: float
@@ -198,13 +198,16 @@ class Newton:
 
     @classmethod
     def of(cls, problem: Problem, u: Tensor, duals: Tensor, slides: Tensor) -> Newton:
-        """The matrix at weights e^u (3, K), factorised if that is cheap."""
+        """The matrix at weights e^u (3, K), factorised if that is cheap.
+
+        Late always: weights of all sizes are known there from right-hand sides of one size.
+        """
         rows, metric = problem.rows(duals, slides)
         rows = rows.flatten(2)
         butcher = problem.h * torch.as_tensor(radau.BUTCHER).to(u)
         left = rows * metric.flatten(1)[:, None, :]
         found = cls(problem.clock.follows, butcher, rows, left, None)
-        if len(problem.x) > DIRECT:
+        if len(problem.x) > DIRECT and not problem.clock.follows:
             return found
         lu, pivots, _ = torch.linalg.lu_factor_ex(found.matrix(u))
         return replace(found, factors=(lu, pivots))

@@ -169,3 +169,11 @@ def test_three_layers():
     run = mo.solve(flow, flow.network.initial(0), until=mo.LogInverseLoss(4.0), rtol=1e-5)
     assert run.success
     assert mo.verify(run).passed
+
+
+@pytest.mark.slow
+def test_a_thousand_samples():
+    """A kink that changes the speed a lot does not block the run: one is met at 3.8309."""
+    flow = mo.MirrorFlow(mo.MLP((2, 100, 1)), mo.teacher_student(1000), mo.Euclidean())
+    rule = mo.LogInverseLoss(10.0)
+    assert mo.solve(flow, flow.network.initial(0), until=rule, rtol=1e-5, saveat=[]).success
