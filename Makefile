@@ -42,6 +42,8 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/inclusion.py
 	$(BIN)/python benchmarks/balance.py
 	$(BIN)/python benchmarks/cosh.py
+	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/peers.py
 
 docs: $(STAMP) $(DOCS_STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html
