@@ -29,8 +29,8 @@ FIGURES = Path("figures")
 def run(name: str, scenario: Scenario, device: str, out: Path, console: Console) -> bool:
     """Integrate, check, store and draw a scenario; whether no verdict failed.
 
-    Runs that are stored with the same configuration are not integrated again, so that an
-    interrupted command goes on where it was.
+    Runs that are stored with the same configuration are not integrated again, and one that was
+    interrupted goes on from its checkpoint, so that the same command goes on where it was.
     """
     # The pieces of work are small: on a busy machine more threads wait for each other, threefold.
     torch.set_num_threads(1)
@@ -46,8 +46,10 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
             if store.is_done(folder, scenario, job):
                 progress.update(task, completed=1.0, state="stored before")
                 continue
-            found = _integrate(job, progress, task)
+            checkpoint = store.checkpoint(folder, job)
+            found = _integrate(job, checkpoint, progress, task)
             store.save(folder, name, scenario, job, found, verify(found))
+            checkpoint.unlink(missing_ok=True)
     if all(job.study for job in jobs):
         store.save_drawn(home, name, scenario)
     jobs = scenario.jobs("cpu")
@@ -78,7 +80,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def _integrate(job: Job, progress: Progress, task: TaskID) -> Trajectory:
+def _integrate(job: Job, checkpoint: Path, progress: Progress, task: TaskID) -> Trajectory:
     start = float(job.flow.log_inverse_loss(job.theta0))
 
     def share(loss: float) -> float:
@@ -97,7 +99,7 @@ def _integrate(job: Job, progress: Progress, task: TaskID) -> Trajectory:
 
     found = solve(
         job.flow, job.theta0, until=job.until, saveat=job.saveat, rtol=job.rtol,
-        atol=0.01 * job.rtol, progress=show,
+        atol=0.01 * job.rtol, checkpoint=checkpoint, progress=show,
     )  # fmt: skip
     assert isinstance(found, Trajectory)
     progress.update(task, completed=1.0)

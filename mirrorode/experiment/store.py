@@ -114,6 +114,13 @@ def identity(job: Job) -> dict[str, Any]:
     }
 
 
+def checkpoint(folder: Path, job: Job) -> Path:
+    """The file from which an interrupted run goes on, in its folder, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    mark = hashlib.sha256(repr(identity(job)).encode()).hexdigest()[:8]
+    return folder / f"checkpoint-{mark}"
+
+
 def is_done(folder: Path, scenario: Scenario, job: Job) -> bool:
     """Whether ``folder`` holds a complete run of this very configuration."""
     found = record(folder)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mirrorode.flow import balance, baseline, integrate, through, two_layer
+from mirrorode.flow.checkpoint import Checkpoint
 from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.ensemble import spread, together
 from mirrorode.flow.layout import Layout
@@ -42,6 +44,7 @@ def solve(
     saveat: Sequence[StoppingRule | Observable | Function] | None = None,
     max_steps: int = 100_000,
     correct_balance: bool = True,
+    checkpoint: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Trajectory | list[Trajectory]:
     """Integrate the mirror flow of ``flow`` from ``theta0``.
@@ -71,6 +74,10 @@ def solve(
             balance manifold of the start, along the rescaling orbit, which leaves the network
             function alone. The integration is the same either way; how far it had drifted is in
             `Trajectory.drift`.
+        checkpoint: a file from which the integration goes on if it is there, and which it writes
+            now and then: after an interruption of any kind the same call ends with the same bits.
+            It stays when all is done, for the caller to delete. Row k of a batch has a file of
+            its own, with ``.k`` appended. Only of method "auto".
         progress: called after every accepted step.
 
     Returns:
@@ -90,11 +97,20 @@ def solve(
     require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
     fine = isinstance(correct_balance, bool)
     require(fine, "correct_balance", "be True or False", repr(correct_balance))
+    fine = checkpoint is None or method == "auto"
+    require(fine, "method", "be 'auto' with a checkpoint", repr(method))
+    single = isinstance(flow, MirrorFlow) and np.ndim(theta0) == 1
     rest = (until, method, rtol, atol, saveat, max_steps, correct_balance, progress)
-    integrations = [_solve_one(one, start, *rest) for one, start in zip(flows, starts, strict=True)]
+    integrations = []
+    for row, (one, start) in enumerate(zip(flows, starts, strict=True)):
+        file = None
+        if checkpoint is not None:
+            path = checkpoint if single else f"{checkpoint}.{row}"
+            file = Checkpoint.at(path, one, start, until, rtol, atol, *_described(saveat))
+        integrations.append(_solve_one(one, start, *rest, file))
     watched = progress is not None or len(split(saveat)[1])
     found = together(integrations) if watched else spread(integrations, flows)
-    return found[0] if isinstance(flow, MirrorFlow) and np.ndim(theta0) == 1 else found
+    return found[0] if single else found
 
 
 def _rows(
@@ -124,12 +140,13 @@ def _solve_one(
     max_steps: int,
     correct_balance: bool,
     progress: Progress | None,
+    checkpoint: Checkpoint | None,
 ) -> Asking[Trajectory]:
     begun = time.perf_counter()
     recorder = Recorder(flow, theta0, until, saveat, max_steps, progress)
     if method == "auto":
         run = Run(flow, rtol, atol)
-        status = yield from _integrate(run, recorder, theta0)
+        status = yield from _integrate(run, recorder, theta0, checkpoint)
         stats, events = run.stats, tuple(run.events)
     else:
         stats, events = Stats(), ()
@@ -151,6 +168,8 @@ def _solve_one(
     message = recorder.message or status.value
     if method == "auto" and stats.through_kinks:
         message += f"; {through.why(flow)}"
+    if checkpoint is not None and checkpoint.failed:
+        message += f"; {checkpoint.failed}"
     for observer in recorder.observers:
         message += f"; {observer.failed}" if observer.failed else ""
     observed = {one.observable.name: one.observed(log_time) for one in recorder.observers}
@@ -211,6 +230,20 @@ class Recorder:
         for observer in self.observers:
             observer.see(*self._last[:2], theta)
 
+    def kept(self) -> tuple[Any, ...]:
+        """All that changes."""
+        saved = self.points[-1] is self._last
+        seen = [(one.pending, one.seen, one.failed) for one in self.observers]
+        return self.points, self.steps, self.pending, self.history, self._last, saved, seen
+
+    def restore(self, kept: tuple[Any, ...]) -> None:
+        """Make it what it was."""
+        self.points, self.steps, self.pending, self.history, self._last, saved, seen = kept
+        if saved:
+            self._last = self.points[-1]
+        for observer, (pending, values, failed) in zip(self.observers, seen, strict=True):
+            observer.pending, observer.seen, observer.failed = pending, values, failed
+
     def _over(self, log_time: float, loss: float, stats: Stats) -> Status | None:
         if self.until.met(log_time, loss):
             return Status.REACHED
@@ -247,11 +280,15 @@ def _method(run: Run, theta0: Tensor) -> tuple[Any, Callable[..., Any]]:
     return two_layer.start(run, theta0, layout), two_layer.advance
 
 
-def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Asking[Status]:
+def _integrate(
+    run: Run, recorder: Recorder, theta0: Tensor, checkpoint: Checkpoint | None
+) -> Asking[Status]:
     state, advance = _method(run, theta0)
     loss = float(run.flow.log_inverse_loss(theta0))
     if recorder.until.met(-torch.inf, loss):
         return Status.REACHED
+    if checkpoint is not None and (kept := checkpoint.read()) is not None:
+        state = _go_on(run, recorder, kept)
     while True:
         try:
             outcome = advance(run, state, recorder.rules)
@@ -268,3 +305,22 @@ def _integrate(run: Run, recorder: Recorder, theta0: Tensor) -> Asking[Status]:
         over = recorder.add(state.log_time, state.loss, state.dual, dense.dissipated, run.stats)
         if over is not None:
             return over
+        if checkpoint is not None and run.stats.steps >= checkpoint.due:
+            if isinstance(state, integrate.State):
+                state.field = None  # is what it is of the dual, and large
+            whole = (state, run.stats, run.events, run.largest_step, recorder.kept())
+            state = _go_on(run, recorder, checkpoint.keep(run.stats.steps, whole))
+
+
+def _go_on(run: Run, recorder: Recorder, kept: Any) -> Any:
+    """The state of a run, which is made what was ``kept`` of it."""
+    state, run.stats, run.events, run.largest_step, recorded = kept
+    recorder.restore(recorded)
+    run.flow.potential.forget()
+    return state
+
+
+def _described(saveat: Sequence[Any] | None) -> tuple[object, ...]:
+    """What is saved, as what prints in full."""
+    rules, observables = split(saveat)
+    return (rules, [(one.name, one.at) for one in observables])

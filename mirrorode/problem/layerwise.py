@@ -42,6 +42,11 @@ class Layerwise(Potential):
             fine = isinstance(one, Potential) and not isinstance(one, Layerwise)
             require(fine, f"potentials[{name!r}]", "be a potential", repr(one))
 
+    def forget(self) -> None:
+        """Drop what later calls start from, of each potential."""
+        for one in self.potentials.values():
+            one.forget()
+
     def __hash__(self) -> int:
         return hash((tuple(self.potentials.items()), self.counts))
 

@@ -81,6 +81,10 @@ class Potential(ABC):
             found[rows.shape] = theta
         return theta.reshape(dual.shape)
 
+    def forget(self) -> None:
+        """Drop what later calls start from: they depend on their arguments alone then."""
+        self.__dict__.pop("_last_found", None)
+
     def _descend(self, theta: Tensor, step: Tensor, dual: Tensor, rest: Tensor) -> Tensor:
         """θ + s·step with the first s = 1, ½, ¼, … by which R − z·θ falls enough."""
 
