@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +20,10 @@ RUNS = Path("runs")
 class ListScenarios:
     """Every scenario: name, what of the paper it regenerates, typical run time."""
 
+    runs: bool = False
+    """List what is stored instead, and whether it is complete."""
+    out: Path = RUNS
+    """Where runs are stored."""
     json: bool = False
     """Print JSON instead of a table."""
 
@@ -129,6 +133,8 @@ def _list(command: ListScenarios) -> int:
 
     from mirrorode.experiment import scenario
 
+    if command.runs:
+        return _list_runs(command)
     found = scenario.entries()
     if command.json:
         rows = [{"name": e.name, "title": e.title, "run_time": e.run_time} for e in found]
@@ -137,6 +143,29 @@ def _list(command: ListScenarios) -> int:
     table = Table("name", "regenerates", "run time")
     for entry in found:
         table.add_row(entry.name, entry.title, entry.run_time)
+    Console().print(table)
+    return 0
+
+
+def _list_runs(command: ListScenarios) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mirrorode.experiment import store
+
+    found = store.listing(command.out)
+    if command.json:
+        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+        return 0
+    table = Table("run", "made by", "state", "status", "log(1/loss)", "steps", "seconds", "MB")
+    for one in found:
+        loss, seconds = (
+            it if isinstance(it, str) else f"{it:.5g}" for it in (one.log_inverse_loss, one.seconds)
+        )
+        table.add_row(
+            one.run, one.scenario, one.state, one.status, loss, str(one.steps), seconds,
+            f"{one.bytes / 1e6:.1f}",
+        )  # fmt: skip
     Console().print(table)
     return 0
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -112,6 +112,48 @@ def identity(job: Job) -> dict[str, Any]:
         "saveat": None if job.saveat is None else [repr(rule) for rule in job.saveat],
         "rtol": job.rtol,
     }
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a run folder holds.
+
+    Attributes:
+        run: folder and name; scenario: that it was made by, and version of mirrorode: by which.
+        state: complete, interrupted (there is a checkpoint), or damaged.
+        status: how the run ended; log_inverse_loss: where; steps; seconds; each "" if not known.
+        bytes: all files.
+    """
+
+    run: str
+    scenario: str
+    version: str
+    state: str
+    status: str
+    log_inverse_loss: float | str
+    steps: int | str
+    seconds: float | str
+    bytes: int
+
+
+def listing(out: Path) -> list[Stored]:
+    """All run folders below ``out``."""
+    folders = {path.parent for path in out.glob("*/*/*") if path.is_file()}
+    return [_listed(folder, out) for folder in sorted(folders)]
+
+
+def _listed(folder: Path, out: Path) -> Stored:
+    found = record(folder)
+    whole = "made" in found and is_zipfile(folder / "trajectory.npz")
+    state = "complete" if whole or (found and folder.name == "drawn") else "damaged"
+    if state == "damaged" and any(folder.glob("checkpoint-*")):
+        state = "interrupted"
+    stats, versions = found.get("statistics", {}), found.get("versions", {})
+    return Stored(
+        str(folder.relative_to(out)), found.get("scenario", ""), versions.get("mirrorode", ""),
+        state, found.get("status", ""), found.get("log_inverse_loss", ""), stats.get("steps", ""),
+        stats.get("wall_seconds", ""), sum(it.stat().st_size for it in folder.iterdir()),
+    )  # fmt: skip
 
 
 def checkpoint(folder: Path, job: Job) -> Path:

@@ -192,3 +192,37 @@ def test_bad_options(tmp_path, monkeypatch, capsys, option, value, sentence):
     assert call("run", "table2", option, value) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_run_goes_on(home, tmp_path, monkeypatch, capsys):
+    """From its checkpoint, to the same bits; `list --runs` says what is stored."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("mirrorode.flow.checkpoint.FIRST", 5)
+    with monkeypatch.context() as patch:
+        patch.setattr("mirrorode.experiment.store.save", _interrupted)
+        assert call("run", "table2", *SMALL) == 130
+    (interrupted,) = study(tmp_path).iterdir()
+    assert [path.name[:11] for path in interrupted.iterdir()] == ["checkpoint-"]
+    capsys.readouterr()
+    assert call("list", "--runs", "--json") == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["run"], row["state"]) == (
+        f"{interrupted.parent.name}/{interrupted.name}",
+        "interrupted",
+    )
+    assert call("run", "table2", *SMALL) == 0
+    steps = json.loads((interrupted / "run.json").read_text())["statistics"]["steps"]
+    assert {path.name for path in interrupted.iterdir()} == {"run.json", "trajectory.npz"}
+    (interrupted / "run.json").write_text("{")
+    capsys.readouterr()
+    assert call("list", "--runs", "--json") == 0
+    rows = {row["run"].split("/")[1]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows.pop(interrupted.name)["state"] == "damaged"
+    assert {row["state"] for row in rows.values()} == {"complete"}
+    assert steps > 5
+    assert call("list", "--runs") == 0
+    assert "damaged" in capsys.readouterr().out
+
+
+def _interrupted(*_):
+    raise KeyboardInterrupt
