@@ -98,9 +98,10 @@ class DenseStep:
         rate = poly.polyval(points, self.log_rate @ radau.STATE_BASIS)
         exponent = self.log_inverse_loss(points) + rate
         top = exponent.max((-2, -1), keepdims=True)
-        with np.errstate(divide="ignore"):  # no time has passed at s = 0
+        # No time has passed at s = 0, and a step that left the numbers says so by NaN.
+        with np.errstate(divide="ignore", invalid="ignore"):
             passed = np.log((np.exp(exponent - top) * width * _WEIGHTS).sum((-2, -1)))
-        return np.logaddexp(self.log_time, passed + top[..., 0, 0] + np.log(self.h))
+            return np.logaddexp(self.log_time, passed + top[..., 0, 0] + np.log(self.h))
 
     def locate(self, target: float, *, by_time: bool) -> float:
         """The s at which log t, or log(1/𝓛), equals ``target``, which the step must contain."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from functools import cache
@@ -31,6 +32,10 @@ Progress = Callable[[float, float, Stats], None]
 SMALLEST_RTOL = 1e-12  # below it round-off is larger than the tolerance
 PATIENCE = 500  # steps without progress, after which a run is blocked
 CRAWL = 1e-9  # gain of log(1/𝓛) that is progress, if log t has not gained one either
+PAUSE = 300  # steps in which …
+GAIN = 1e-6  # … log(1/𝓛) gains at least this, if it is to arrive …
+TIME = 1e-3  # … while log t gains this; else it is the integrator that does not go on
+LARGE = 1e150  # weights and duals whose squares are no numbers
 
 
 def solve(
@@ -250,6 +255,10 @@ class Recorder:
         if stats.steps >= self.max_steps:
             return Status.MAX_STEPS
         self.history.append((log_time, loss))
+        if len(self.history) > PAUSE and not self.until.by_time:
+            time_before, loss_before = self.history[-1 - PAUSE]
+            if loss - loss_before < GAIN and log_time - time_before > TIME:
+                return Status.STAGNANT
         if len(self.history) > PATIENCE:
             time_before, loss_before = self.history[-1 - PATIENCE]
             crawls = loss - loss_before < CRAWL * max(1.0, abs(loss))
@@ -298,18 +307,40 @@ def _integrate(
             recorder.message = f"{Status.BLOCKED.value} ({str(error).splitlines()[0]})"
             return Status.BLOCKED
         if isinstance(outcome, Status):
-            return outcome
-        state, dense = outcome
+            return _told(outcome, run.flow, state.dual)
+        ahead, dense = outcome
+        if not math.isfinite(ahead.loss) or math.isnan(ahead.log_time):
+            return _told(Status.NON_FINITE, run.flow, state.dual)
+        state = ahead
         if recorder.save_all:
             recorder.steps.append(dense)
         over = recorder.add(state.log_time, state.loss, state.dual, dense.dissipated, run.stats)
         if over is not None:
-            return over
+            return _told(over, run.flow, state.dual)
         if checkpoint is not None and run.stats.steps >= checkpoint.due:
             if isinstance(state, integrate.State):
                 state.field = None  # is what it is of the dual, and large
             whole = (state, run.stats, run.events, run.largest_step, recorder.kept())
             state = _go_on(run, recorder, checkpoint.keep(run.stats.steps, whole))
+
+
+def _told(status: Status, flow: MirrorFlow, dual: Tensor) -> Status:
+    """The status with which nothing moves, or is a number, any more, told more closely."""
+    theta = flow.potential.inverse_gradient(dual)
+    if status is Status.BLOCKED:
+        # Steps towards a dual where the potential gives NaN are shortened without end.
+        away = torch.logspace(-12, -1, 23).to(dual)
+        near = torch.cat([1 + away, 1 - away])[:, None] * dual
+        fine = torch.isfinite(flow.potential.inverse_gradient(near)) | ~torch.isfinite(near)
+        return status if bool(fine.all()) else Status.NON_FINITE
+    if status is Status.NON_FINITE:
+        size = torch.maximum(theta.abs().amax(), dual.abs().amax())
+        return Status.OVERFLOW if float(size) > LARGE else status
+    if status is not Status.STATIONARY or not bool(theta.any()):
+        return status
+    preactivations = flow.network.forward(theta, flow.dataset.x).preactivations
+    dead = any(bool((layer <= 0).all()) for layer in preactivations)
+    return Status.DEAD if dead else status
 
 
 def _go_on(run: Run, recorder: Recorder, kept: Any) -> Any:

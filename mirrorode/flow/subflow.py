@@ -26,6 +26,7 @@ from mirrorode.flow.pieces import Piece, advance
 K = TypeVar("K", bound=Hashable)
 
 MOST_ROUNDS = 600
+SHORTEST = 1e-12  # piece with an error that no number can have
 TOGETHER = 0.5  # of the networks are waited for: fewer come and go often, more wait for the last
 MIDDLES = 0.5 * (radau.NODES + np.concatenate([[0.0], radau.NODES[:-1]]))
 OUTPUTS = np.stack([MIDDLES, radau.NODES], 1).reshape(-1)
@@ -333,7 +334,7 @@ def _advance(way: _Underway, rows: Tensor) -> None:
     if len(sliding):
         padded = drive.slides(sliding, way.slides[sliding])
         state[sliding, :-1] = snap(drive, sliding, padded, state[sliding, :-1])
-    wild = ~torch.isfinite(reached).all(1)
+    wild = ~torch.isfinite(reached).all(1) | (~fine & (piece.delta < SHORTEST))
     if bool(wild.any()):
         _give_up(way, drive.owner(rows[wild]))
 

@@ -40,10 +40,25 @@ class Status(Enum):
         "that the integrator does not follow; what was reached is kept"
     )
     STATIONARY = (
-        "nothing that carries the loss moves any more: a stationary point, or samples for which "
-        "every unit is off, so that the loss cannot fall below one for each"
+        "nothing that carries the loss moves: a saddle, such as the origin, or samples for which "
+        "every unit is off, so that the loss cannot fall below one for each: start elsewhere"
     )
-    NON_FINITE = "a number was no longer finite: try a smaller rtol or smaller data"
+    DEAD = (
+        "a whole layer is off for all samples, so that the network is zero and stays so: start "
+        "elsewhere"
+    )
+    STAGNANT = (
+        "the loss has stopped falling: a minimum, or samples that the network cannot separate; "
+        "where it is above one the statements about late times have not begun"
+    )
+    OVERFLOW = (
+        "weights or their duals have outgrown double precision: ask for a smaller log(1/loss), or "
+        "start smaller"
+    )
+    NON_FINITE = (
+        "a number was no longer finite: try a smaller rtol or smaller data, and, if the potential "
+        "is your own, see whether it gives NaN"
+    )
     SOLVER_FAILED = 'the baseline solver gave up: try method="auto"'
 
 

@@ -72,10 +72,12 @@ class Table:
         half = len(self.fine) // 2
         # In floating point: to clamp integers is ten times slower.
         cell = (QUARTERS * exponent + (quarter + QUARTERS * (OCTAVES - 1))).clamp(0, half - 1)
+        cell = cell.nan_to_num(0.0)
         index = (cell + half * (x < 0)).long()
         place = (2 * (eighths - quarter) - 1)[..., None]
         powers = torch.cumprod(place.expand(*x.shape, DEGREE), -1)
         mine = embedding(index, self.coefficients)
         log = mine[..., 0] + torch.linalg.vecdot(mine[..., 1:], powers)
         known = self.fine.take(index) & (exponent > 1 - OCTAVES) & (exponent <= OCTAVES)
+        known &= torch.isfinite(x)
         return (self.scale.take(index) * torch.exp(log)).to(x), known

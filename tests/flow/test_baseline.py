@@ -46,5 +46,5 @@ def test_out_of_steps(small_flow):
     )
     assert run.status is mo.Status.MAX_STEPS
     assert run.stats.steps == 30
-    with pytest.raises(mo.InputError, match="needs dense output"):
+    with pytest.raises(mo.InputError, match="needs the dense output"):
         run.at(log_time=0.0)
