@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from mirrorode.flow.subflow import Convoy, Path, Request
+from mirrorode.flow.subflow import Convoy
+from mirrorode.flow.underway import Path, Request
 from mirrorode.flow.waveform import Asking
 
 T = TypeVar("T")

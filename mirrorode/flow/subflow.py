@@ -9,178 +9,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from typing import Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mirrorode.flow import meeting, radau
+from mirrorode.flow import meeting
 from mirrorode.flow.locate import GRID, first_event
 from mirrorode.flow.meeting import Meeting
 from mirrorode.flow.neurons import Drive, Neurons, polynomial, snap
 from mirrorode.flow.pieces import Piece, advance
+from mirrorode.flow.underway import OUTPUTS, Happening, Path, Request, Underway
 
 K = TypeVar("K", bound=Hashable)
 
 MOST_ROUNDS = 600
 SHORTEST = 1e-12  # piece with an error that no number can have
 TOGETHER = 0.5  # of the networks are waited for: fewer come and go often, more wait for the last
-MIDDLES = 0.5 * (radau.NODES + np.concatenate([[0.0], radau.NODES[:-1]]))
-OUTPUTS = np.stack([MIDDLES, radau.NODES], 1).reshape(-1)
-"""Positions at which duals are wanted: the Radau nodes, and before each the middle up to it."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """The neurons of one network, to be taken from s = 0 to 1.
-
-    Attributes:
-        drive: of this network; start: where its neurons are.
-        tolerance: relative, of a neuron's dual.
-        even: if positive, all take pieces of this length, shorter ones only where the tolerance
-            asks for it: what comes out is then a smooth function of the weights, free of the noise
-            that a choice of pieces makes.
-    """
-
-    drive: Drive
-    start: Neurons
-    tolerance: float
-    even: float = 0.0
-
-
-@dataclass(frozen=True)
-class Happening:
-    """Events in a step: position, neuron, surface (−1 for all), kind and ξ, each (E,)."""
-
-    s: Tensor
-    neuron: Tensor
-    surface: Tensor
-    kind: Tensor
-    coefficient: Tensor
-
-    @classmethod
-    def joined(cls, several: Sequence[Happening]) -> Happening:
-        """All of them."""
-        names = [one.name for one in fields(cls)]
-        return cls(*(torch.cat([getattr(one, name) for one in several]) for name in names))
-
-    def of(self, index: Tensor) -> Happening:
-        """Some of the events."""
-        return Happening(*(getattr(self, one.name)[index] for one in fields(self)))
-
-
-@dataclass(frozen=True)
-class Path:
-    """What the neurons of a network did.
-
-    Attributes:
-        duals: at `OUTPUTS`, (P, N, d + 1); slides: there, (P, N, G).
-        end: their state at the end; gained: what they added to log(1/𝓛), (N,).
-        events: in no order; work: passes over all pairs of neurons and surfaces.
-        shortest: length of the shortest piece that the tolerance asked for.
-    """
-
-    duals: Tensor
-    slides: Tensor
-    end: Neurons
-    gained: Tensor
-    events: Happening
-    work: float
-    shortest: float
-
-
-@dataclass
-class _Underway:
-    """B networks of N neurons somewhere in their steps, each at its own position.
-
-    Attributes:
-        rounds: that each network has taken, (B,).
-        s: positions (BN,); delta: lengths of the next pieces; even, tolerance: as asked, (BN,).
-        state: duals, and what each has added to log(1/𝓛), (BN, d + 2).
-        on, slides: (BN, G); captured, lost: (BN,).
-        force: polynomials of the force on their patterns.
-        duals: at the outputs, (BN, P, d + 1); modes: the slides there, (BN, P, G).
-        slid: whether any of them is not empty, (BN,).
-        looked: pairs looked at; shortest: piece that the tolerance asked for, (BN,).
-    """
-
-    drive: Drive
-    rounds: Tensor
-    s: Tensor
-    delta: Tensor
-    even: Tensor
-    tolerance: Tensor
-    state: Tensor
-    on: Tensor
-    slides: Tensor
-    captured: Tensor
-    lost: Tensor
-    force: Tensor
-    duals: Tensor
-    modes: Tensor
-    slid: Tensor
-    looked: Tensor
-    shortest: Tensor
-    events: list[Happening] = field(default_factory=list)
-
-    @classmethod
-    def joined(cls, ways: Sequence[_Underway]) -> _Underway:
-        """All of them."""
-        if len(ways) == 1:
-            return ways[0]
-        columns: dict[str, Tensor] = {}
-        most = max(way.on.shape[-1] for way in ways)
-        for name in TENSORS:
-            parts = [getattr(way, name) for way in ways]
-            if name in MASKS:
-                parts = [pad(part, (0, most - part.shape[-1])) for part in parts]
-            columns[name] = torch.cat(parts)
-        first, events = 0, []
-        for way in ways:
-            events += [replace(one, neuron=one.neuron + first) for one in way.events]
-            first += len(way.s)
-        return cls(Drive.joined([way.drive for way in ways]), **columns, events=events)
-
-    def part(self, networks: Tensor) -> _Underway:
-        """Some of the networks, in their order."""
-        count, most = self.drive.count, max(self.drive.known[b] for b in networks.tolist())
-        rows = (networks[:, None] * count + torch.arange(count, device=networks.device)).reshape(-1)
-        columns = {}
-        for name in TENSORS:
-            column = getattr(self, name)[networks if name == "rounds" else rows]
-            columns[name] = column[..., :most] if name in MASKS else column
-        place = torch.full_like(self.s, -1).long()
-        place[rows] = torch.arange(len(rows), device=rows.device)
-        events = self.happened()
-        events = replace(events, neuron=place[events.neuron])
-        events = events.of(torch.nonzero(events.neuron >= 0)[:, 0])
-        return _Underway(self.drive.part(networks, most), **columns, events=[events])
-
-    def happened(self) -> Happening:
-        """All events so far."""
-        none = torch.zeros_like(self.s[:0])
-        nobody = none.long()
-        self.events = [
-            Happening.joined([Happening(none, nobody, nobody, nobody, none), *self.events])
-        ]
-        return self.events[0]
-
-    def note(self, s: Tensor, neuron: Tensor, surface: Tensor, kind: Tensor, xi: Tensor) -> None:
-        """Write events down."""
-        self.events.append(Happening(s, neuron, surface, kind, xi))
-
-    def note_one(self, row: int, kind: int) -> None:
-        """Write down an event of one neuron with all its surfaces."""
-        one = torch.tensor([row], device=self.s.device)
-        code = torch.full_like(one, kind)
-        self.note(self.s[one], one, -torch.ones_like(one), code, self.s.new_zeros(1))
-
-
-MASKS = ("on", "slides", "modes")
-TENSORS = [one.name for one in fields(_Underway) if one.name not in ("drive", "events")]
 
 
 class Convoy(Generic[K]):
@@ -190,7 +37,7 @@ class Convoy(Generic[K]):
     """
 
     def __init__(self) -> None:
-        self._way: _Underway | None = None
+        self._way: Underway | None = None
         self._names: list[K] = []
 
     def __len__(self) -> int:
@@ -200,7 +47,7 @@ class Convoy(Generic[K]):
         """Set out with what is asked for, under its name."""
         if requests:
             new = _set_out(list(requests.values()))
-            self._way = new if self._way is None else _Underway.joined([self._way, new])
+            self._way = new if self._way is None else Underway.joined([self._way, new])
             self._names += requests
 
     def arrive(self) -> dict[K, Path | None]:
@@ -224,7 +71,7 @@ class Convoy(Generic[K]):
             way.rounds += ~through
         return self._leave(way, through)
 
-    def _leave(self, way: _Underway, through: Tensor) -> dict[K, Path | None]:
+    def _leave(self, way: Underway, through: Tensor) -> dict[K, Path | None]:
         gone, going = torch.nonzero(through)[:, 0], torch.nonzero(~through)[:, 0]
         names = [self._names[b] for b in gone.tolist()]
         self._names = [self._names[b] for b in going.tolist()]
@@ -232,7 +79,7 @@ class Convoy(Generic[K]):
         return dict(zip(names, _paths(way.part(gone) if len(going) else way), strict=True))
 
 
-def _set_out(requests: Sequence[Request]) -> _Underway:
+def _set_out(requests: Sequence[Request]) -> Underway:
     drive = Drive.joined([one.drive for one in requests])
     dual = torch.cat([one.start.dual for one in requests])
     room, outputs = drive.normal.shape[1], len(OUTPUTS)
@@ -246,7 +93,7 @@ def _set_out(requests: Sequence[Request]) -> _Underway:
         s.new_tensor(values).repeat_interleave(drive.count)
         for values in ([one.even for one in requests], [one.tolerance for one in requests])
     )
-    way = _Underway(
+    way = Underway(
         drive, rounds, s, torch.where(even > 0, even, 1.0), even, tolerance, pad(dual, (0, 1)), on,
         slides.clone(), captured, torch.zeros_like(captured), drive.base,
         dual[:, None].repeat(1, outputs, 1), slides[:, None].repeat(1, outputs, 1), slides.any(1),
@@ -261,7 +108,7 @@ def _set_out(requests: Sequence[Request]) -> _Underway:
     return way
 
 
-def _paths(way: _Underway) -> list[Path | None]:
+def _paths(way: Underway) -> list[Path | None]:
     """What each network of ``way``, all through, did."""
     drive, count = way.drive, way.drive.count
     way.duals[:, -1] = way.state[:, :-1]  # back on their surfaces, as the next step is
@@ -283,7 +130,7 @@ def _paths(way: _Underway) -> list[Path | None]:
     return paths
 
 
-def _events_of(way: _Underway) -> list[Happening]:
+def _events_of(way: Underway) -> list[Happening]:
     """What happened in each network, its neurons counted within it."""
     happened = way.happened()
     owner = way.drive.owner(happened.neuron)
@@ -293,14 +140,14 @@ def _events_of(way: _Underway) -> list[Happening]:
     return [happened.of(part) for part in order.split(sizes)]
 
 
-def _give_up(way: _Underway, networks: Tensor) -> None:
+def _give_up(way: Underway, networks: Tensor) -> None:
     """Stop all neurons of these networks."""
     lost = torch.isin(way.drive.owner(torch.arange(len(way.s), device=way.s.device)), networks)
     way.lost |= lost
     way.s[lost] = 1.0
 
 
-def _advance(way: _Underway, rows: Tensor) -> None:
+def _advance(way: Underway, rows: Tensor) -> None:
     """One piece of the neurons ``rows``, up to its first event."""
     drive, s, delta, state, even = way.drive, way.s, way.delta, way.state, way.even[rows]
     piece, error = advance(
@@ -339,7 +186,7 @@ def _advance(way: _Underway, rows: Tensor) -> None:
         _give_up(way, drive.owner(rows[wild]))
 
 
-def _write(way: _Underway, piece: Piece, share: Tensor, fine: Tensor) -> None:
+def _write(way: Underway, piece: Piece, share: Tensor, fine: Tensor) -> None:
     """The duals at the outputs that lie ahead: where the piece takes the neuron, or leaves it."""
     rows = piece.rows
     local = (share.new_tensor(OUTPUTS)[:, None] - piece.s) / piece.delta
@@ -355,7 +202,7 @@ def _write(way: _Underway, piece: Piece, share: Tensor, fine: Tensor) -> None:
         way.slid[here] = sliding[some]
 
 
-def _apply(way: _Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
+def _apply(way: Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
     """What the events make of the neurons ``rows``."""
     crossing, leaving = kind == meeting.CROSS, kind == meeting.EXIT
     if bool(crossing.any()):
@@ -370,7 +217,7 @@ def _apply(way: _Underway, rows: Tensor, kind: Tensor, surface: Tensor) -> None:
         _capture(way, row)
 
 
-def _cross(way: _Underway, rows: Tensor, surface: Tensor) -> None:
+def _cross(way: Underway, rows: Tensor, surface: Tensor) -> None:
     """They meet a surface: each goes on beyond it or begins to slide."""
     s = way.s[rows]
     met = Meeting(rows, s, way.state[rows, :-1], way.on[rows], way.slides[rows], surface)
@@ -383,7 +230,7 @@ def _cross(way: _Underway, rows: Tensor, surface: Tensor) -> None:
         way.note(s[one], rows[one], dropped, code, side)
 
 
-def _exit(way: _Underway, rows: Tensor, surface: Tensor) -> None:
+def _exit(way: Underway, rows: Tensor, surface: Tensor) -> None:
     """They leave a surface to the side that their coefficient says."""
     drive, s, row = way.drive, way.s[rows], torch.arange(len(rows), device=rows.device)
     metric = drive.metric(rows, drive.primal(rows, way.state[rows, :-1]))[:, :-1]
@@ -397,7 +244,7 @@ def _exit(way: _Underway, rows: Tensor, surface: Tensor) -> None:
     way.note(s, rows, surface, torch.full_like(rows, meeting.EXIT), above.to(s))
 
 
-def _capture(way: _Underway, row: int) -> None:
+def _capture(way: Underway, row: int) -> None:
     """It reaches w = 0, and stays there or only passes through."""
     way.state[row, :-2] = 0.0
     way.on[row], way.slides[row] = False, False
@@ -414,7 +261,7 @@ def _capture(way: _Underway, row: int) -> None:
         way.s[row] = 1.0
 
 
-def _let_go(way: _Underway) -> None:
+def _let_go(way: Underway) -> None:
     """Free the captured neurons that are pulled away from zero in this step, where that begins."""
     if not bool(way.captured.any()):
         return
@@ -426,7 +273,7 @@ def _let_go(way: _Underway) -> None:
                 _let_go_of(way, network, held[part], sign)
 
 
-def _let_go_of(way: _Underway, network: int, held: Tensor, sign: float) -> None:
+def _let_go_of(way: Underway, network: int, held: Tensor, sign: float) -> None:
     """Those of one network whose output weights have one sign: what pulls them is the same."""
     grid = (0.0, *GRID)
     way.looked[held[:1]] += 0.1 * way.drive.count * way.drive.known[network]

@@ -25,9 +25,9 @@ from torch import Tensor
 from mirrorode.flow import radau
 from mirrorode.flow.neurons import Drive, Neurons, Slides
 from mirrorode.flow.step import Clock
-from mirrorode.flow.subflow import MIDDLES, Path, Request
 from mirrorode.flow.surfaces import Surfaces
 from mirrorode.flow.system import move_log_weights
+from mirrorode.flow.underway import MIDDLES, Path, Request
 from mirrorode.problem.mirror import Potential
 
 T = TypeVar("T")

@@ -11,6 +11,7 @@ from mirrorode.flow import ensemble, subflow
 from mirrorode.flow.layout import Layout
 from mirrorode.flow.neurons import Drive, Neurons
 from mirrorode.flow.surfaces import Surfaces
+from mirrorode.flow.underway import Request
 
 FAR = {"until": mo.LogInverseLoss(100.0), "rtol": 1e-4}
 NEAR = {"until": mo.LogInverseLoss(-1.0), "rtol": 1e-4}
@@ -163,7 +164,7 @@ def _request(flow, start, weights):
     captured = torch.zeros(len(theta), dtype=torch.bool)
     dual = flow.potential.gradient(theta)
     neurons = Neurons(dual, on, torch.zeros_like(on), captured)
-    return subflow.Request(drive, neurons, 1e-8)
+    return Request(drive, neurons, 1e-8)
 
 
 def _followed(requests):
