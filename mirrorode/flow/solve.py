@@ -93,17 +93,7 @@ def solve(
         InputError: on bad input.
     """
     flows, starts = _rows(flow, theta0)
-    require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
-    split(saveat)
-    require_number(rtol, "rtol", "be positive", 0.0, strict=True)
-    require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
-    require(rtol < 1, "rtol", "be below 1", rtol)
-    require_number(atol, "atol", "be positive", 0.0, strict=True)
-    require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
-    fine = isinstance(correct_balance, bool)
-    require(fine, "correct_balance", "be True or False", repr(correct_balance))
-    fine = checkpoint is None or method == "auto"
-    require(fine, "method", "be 'auto' with a checkpoint", repr(method))
+    _require(until, method, rtol, atol, saveat, max_steps, correct_balance, checkpoint)
     single = isinstance(flow, MirrorFlow) and np.ndim(theta0) == 1
     rest = (until, method, rtol, atol, saveat, max_steps, correct_balance, progress)
     integrations = []
@@ -116,6 +106,24 @@ def solve(
     watched = progress is not None or len(split(saveat)[1])
     found = together(integrations) if watched else spread(integrations, flows)
     return found[0] if single else found
+
+
+def _require(
+    until: StoppingRule, method: str, rtol: float, atol: float, saveat: Sequence[Any] | None,
+    max_steps: int, correct_balance: bool, checkpoint: str | Path | None,
+) -> None:  # fmt: skip
+    """Raise `InputError` unless the arguments of `solve` beside flow and start are good."""
+    require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
+    split(saveat)
+    require_number(rtol, "rtol", "be positive", 0.0, strict=True)
+    require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
+    require(rtol < 1, "rtol", "be below 1", rtol)
+    require_number(atol, "atol", "be positive", 0.0, strict=True)
+    require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
+    fine = isinstance(correct_balance, bool)
+    require(fine, "correct_balance", "be True or False", repr(correct_balance))
+    fine = checkpoint is None or method == "auto"
+    require(fine, "method", "be 'auto' with a checkpoint", repr(method))
 
 
 def _rows(
