@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from mirrorode import __version__
+from mirrorode.arguments import parsed
 from mirrorode.problem.errors import InputError
+
+if TYPE_CHECKING:
+    from mirrorode.experiment.scenario import Scenario
+    from mirrorode.flow.trajectory import Trajectory
 
 RUNS = Path("runs")
 
@@ -32,15 +38,23 @@ class ListScenarios:
 class Run:
     """Integrate a scenario, check the theorems, store the runs, draw the figure and the tables."""
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
     """Which; `mirrorode run NAME --help` shows what of it can be changed."""
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Integrate a scenario at every point of a grid of its fields, on all cores or on a cluster."""
+
+    name: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+    """Which; `mirrorode sweep NAME --help` shows what of it can be swept."""
 
 
 @dataclass(frozen=True)
 class Check:
     """Theorem verdicts of stored runs, as a table; exit code 1 if one fails."""
 
-    target: tyro.conf.Positional[str]
+    target: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME|RUN_DIR")]
     """A scenario, or the folder of one run."""
     out: Path = RUNS
     """Where runs are stored."""
@@ -80,6 +94,24 @@ class RunOptions:
     """Where to store the runs."""
 
 
+@dataclass(frozen=True)
+class SweepOptions:
+    """What to sweep, and where."""
+
+    grid: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Values of a field: lam=1e-4,1e-2,1 or seed=0:6 (0 to 5); once for each field of the grid."""
+    cluster: str = ""
+    """Address of a running Dask scheduler; processes of this machine if empty."""
+    workers: int = os.cpu_count() or 1
+    """Processes of this machine, one thread each."""
+    quick: bool = False
+    """Start from the smaller variant of the scenario."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where to integrate."""
+    out: Path = field(default=RUNS)
+    """Where to store the runs."""
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``mirrorode`` command."""
     argv = sys.argv[1:] if arguments is None else arguments
@@ -101,16 +133,17 @@ def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["--version"]:
         print(f"mirrorode {__version__}")
         return 0
-    if len(argv) > 1 and argv[0] == "run" and not argv[1].startswith("-"):
-        return _run(argv[1], argv[2:])
+    if len(argv) > 1 and argv[0] in ("run", "sweep") and not argv[1].startswith("-"):
+        return (_run if argv[0] == "run" else _sweep)(argv[1], argv[2:])
     commands = (
         Annotated[ListScenarios, tyro.conf.subcommand("list")]
         | Annotated[Run, tyro.conf.subcommand("run")]
+        | Annotated[Sweep, tyro.conf.subcommand("sweep")]
         | Annotated[Check, tyro.conf.subcommand("check")]
         | Annotated[Figures, tyro.conf.subcommand("figures")]
         | Annotated[Report, tyro.conf.subcommand("report")]
     )
-    command = tyro.cli(
+    command = parsed(
         commands,
         args=argv,
         prog="mirrorode",
@@ -124,7 +157,7 @@ def _dispatch(argv: list[str]) -> int:
         return _figures(command)
     if isinstance(command, Report):
         return _report(command)
-    raise InputError("`NAME` must come right after `run`, but is missing")
+    raise InputError(f"`NAME` must come right after `{argv[0]}`, but is missing")
 
 
 def _list(command: ListScenarios) -> int:
@@ -158,6 +191,7 @@ def _list_runs(command: ListScenarios) -> int:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
         return 0
     table = Table("run", "made by", "state", "status", "log(1/loss)", "steps", "seconds", "MB")
+    table.columns[0].overflow = "fold"
     for one in found:
         loss, seconds = (
             it if isinstance(it, str) else f"{it:.5g}" for it in (one.log_inverse_loss, one.seconds)
@@ -173,20 +207,41 @@ def _list_runs(command: ListScenarios) -> int:
 def _run(name: str, argv: list[str]) -> int:
     from rich.console import Console
 
+    options, chosen = _chosen("run", RunOptions(), name, argv)
+    from mirrorode.experiment import run
+
+    return 0 if run.run(name, chosen, options.device, options.out, Console()) else 1
+
+
+def _sweep(name: str, argv: list[str]) -> int:
+    from rich.console import Console
+
+    options, base = _chosen("sweep", SweepOptions(), name, argv)
+    from mirrorode.experiment import sweep
+
+    def typed(field: str, text: str) -> Any:
+        return getattr(_chosen("sweep", SweepOptions(), name, [f"--{field}={text}"])[1], field)
+
+    grid = sweep.points(type(base), options.grid, typed)
+    chosen = sweep.Sweep.of(name, base, grid, options.device, options.out)
+    fine = sweep.sweep(
+        chosen, options.device, options.out, options.workers, options.cluster, Console()
+    )
+    return 0 if fine else 1
+
+
+def _chosen(command: str, options: Any, name: str, argv: list[str]) -> tuple[Any, Scenario]:
+    """The options of a command and the fields of a scenario, as told on the command line."""
     from mirrorode.experiment import scenario
 
     kind = scenario.load(name)
     default = kind()
     default = default.quick() if "--quick" in argv else default
     config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff)
-
-    parts = [("run", RunOptions, RunOptions()), (name, kind, default)]
+    parts = [(command, type(options), options), (name, kind, default)]
     together: Any = make_dataclass("Arguments", parts, frozen=True)
-    chosen = tyro.cli(together, args=argv, prog=f"mirrorode run {name}", config=config)
-    options: RunOptions = chosen.run
-    from mirrorode.experiment import run
-
-    return 0 if run.run(name, getattr(chosen, name), options.device, options.out, Console()) else 1
+    chosen = parsed(together, args=argv, prog=f"mirrorode {command} {name}", config=config)
+    return getattr(chosen, command), getattr(chosen, name)
 
 
 def _check(command: Check) -> int:
@@ -201,7 +256,7 @@ def _check(command: Check) -> int:
     else:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = store.configured(kind, home)
-        runs = store.load_runs(command.out, command.target, chosen, chosen.jobs("cpu"))
+        runs = _stored(command.out, command.target, chosen)
     verdicts = {name: verify(found) for name, found in runs.items()}
     if not command.json:
         return 0 if run.check(runs, verdicts, Console()) else 1
@@ -216,19 +271,28 @@ def _figures(command: Figures) -> int:
     from mirrorode.experiment import run, scenario, store
 
     names = command.names or [
-        entry.name
-        for entry in scenario.entries()
-        if any((command.out / entry.name).glob("*/run.json"))
+        entry.name for entry in scenario.entries() if store.is_drawn(command.out / entry.name)
     ]
     if not names:
         raise InputError(f"`out` must hold stored runs, but {command.out} holds none")
+    chosen = {it: store.configured(scenario.load(it), command.out / it) for it in names}
     store.writable(run.FIGURES)
-    for name in names:
-        kind, home = scenario.load(name), command.out / name
-        chosen = store.configured(kind, home)
-        runs = store.load_runs(command.out, name, chosen, chosen.jobs("cpu"))
-        run.tell(run.draw(name, chosen, runs, Console()), Console())
+    for name, found in chosen.items():
+        runs = _stored(command.out, name, found)
+        run.tell(run.draw(name, found, runs, Console()), Console())
     return 0
+
+
+def _stored(out: Path, name: str, chosen: Scenario) -> dict[str, Trajectory]:
+    """The stored runs of a scenario; those by another version of the code are named."""
+    from mirrorode.experiment import store
+
+    jobs = chosen.jobs("cpu")
+    runs = store.load_runs(out, name, jobs)
+    if others := store.of_other_code(out, name, jobs):
+        sentence = f"mirrorode: by another version of the code: {', '.join(others)} of {name}"
+        print(sentence, file=sys.stderr)
+    return runs
 
 
 def _report(command: Report) -> int:

@@ -21,7 +21,7 @@ import mirrorode as mo
 from mirrorode.experiment.figures import colour, label
 from mirrorode.experiment.paper import POTENTIALS
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.problem.errors import require, require_number
+from mirrorode.problem.errors import require_integer, require_number, require_rtol
 from mirrorode.theory.balance import unit_laws
 
 if TYPE_CHECKING:
@@ -68,10 +68,10 @@ class Fig1(Scenario):
 
     def jobs(self, device: str) -> list[Job]:
         """One trajectory a potential and start."""
-        require(self.starts in range(1, 5), "starts", "be 1, 2, 3 or 4", self.starts)
+        require_integer(self.starts, "starts", 1, 4)
         must = f"be at least {HALF**2:g}, where the panel ends"
         require_number(self.limit, "limit", must, HALF**2, strict=False)
-        require_number(self.rtol, "rtol", "be at least 1e-12", 1e-12, strict=False)
+        require_rtol(self.rtol)
         data = mo.Dataset(torch.ones(1, 1), torch.ones(1)).to(device)
         network = mo.MLP((1, 1, 1), activation="linear")
         until = mo.LogInverseLoss(self.limit)

@@ -21,7 +21,13 @@ from torch import Tensor
 import mirrorode as mo
 from mirrorode.experiment.figures import TEACHER, colour
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.problem.errors import require_number
+from mirrorode.problem.errors import (
+    LARGEST,
+    require_integer,
+    require_memory,
+    require_number,
+    require_rtol,
+)
 from mirrorode.problem.reparameterized import difference, factors, product, reparameterized
 
 if TYPE_CHECKING:
@@ -71,9 +77,10 @@ class Reparameterization(Scenario):
         """Each flow of each problem at two tolerances, and that with the paper's λ at one."""
         require_number(self.lam, "lam", "be positive", 0.0, strict=True)
         for name in ("dim", "neurons"):
-            require_number(getattr(self, name), name, "be at least 1", 1, strict=False)
+            require_integer(getattr(self, name), name, 1, LARGEST)
+        require_memory(8 * self.samples * self.dim, "samples")
         require_number(self.limit, "limit", "be at least 2", 2.0, strict=False)
-        require_number(self.rtol, "rtol", "be at least 1e-12", 1e-12, strict=False)
+        require_rtol(self.rtol)
         networks = {"linear": mo.MLP((self.dim, 1)), "relu": mo.MLP((2, self.neurons, 1))}
         data = {
             "linear": _separable(self.samples, self.dim, self.seed),

@@ -21,7 +21,7 @@ from mirrorode.experiment.figures import colour, label
 from mirrorode.experiment.paper import LOSS as PAPER_LOSS
 from mirrorode.experiment.paper import POTENTIALS
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.problem.errors import require_number
+from mirrorode.problem.errors import LARGEST, require_integer, require_number, require_rtol
 from mirrorode.theory.alignment import misaligned
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Statements(Scenario):
 
     def jobs(self, device: str) -> list[Job]:
         """One trajectory a potential."""
-        require_number(self.neurons, "neurons", "be at least 1", 1, strict=False)
-        require_number(self.rtol, "rtol", "be at least 1e-12", 1e-12, strict=False)
+        require_integer(self.neurons, "neurons", 1, LARGEST)
+        require_rtol(self.rtol)
         must = "be at least 115.13, where the paper stops"
         require_number(self.limit, "limit", must, PAPER_LOSS, strict=False)
         data = mo.teacher_student(self.samples, seed=self.data_seed).to(device)

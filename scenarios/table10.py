@@ -25,7 +25,7 @@ from torch import Tensor
 import mirrorode as mo
 from mirrorode.experiment.figures import colour
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.problem.errors import require_number
+from mirrorode.problem.errors import require_integer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -145,8 +145,8 @@ class Table10(Scenario):
 
     def jobs(self, device: str) -> list[Job]:
         """None: there is nothing to integrate."""
-        require_number(self.seeds, "seeds", "be at least 1", 1, strict=False)
-        require_number(self.largest, "largest", "be at least 1000", 1000, strict=False)
+        require_integer(self.seeds, "seeds", 1, 1000)
+        require_integer(self.largest, "largest", 1000, 10_000_000)
         mo.teacher_student(self.samples, seed=self.data_seed)  # says what is wrong with its sizes
         return []
 

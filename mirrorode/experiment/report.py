@@ -68,7 +68,7 @@ def write(out: Path, page: Path, console: Console) -> list[Section]:
     Raises:
         InputError: if nothing is stored below ``out``, or ``page`` cannot be written.
     """
-    found = [entry for entry in scenario.entries() if any((out / entry.name).glob("*/run.json"))]
+    found = [entry for entry in scenario.entries() if store.is_drawn(out / entry.name)]
     if not found:
         raise InputError(f"`out` must hold stored runs, but {out} holds none")
     if page.is_dir():
@@ -85,16 +85,16 @@ def section(entry: Entry, out: Path) -> Section:
     """What the page says of one scenario, from its stored runs."""
     chosen = store.configured(kind := scenario.load(entry.name), out / entry.name)
     jobs = chosen.jobs("cpu")
-    places = {job.name: store.place(out, entry.name, job) for job in jobs}
-    missing = [job.name for job in jobs if not store.is_done(places[job.name], chosen, job)]
+    places = {job.name: store.find(out, entry.name, job) for job in jobs}
+    missing = [name for name, path in places.items() if path is None]
     image, tables = b"", []
     if not missing:
-        runs = store.load_runs(out, entry.name, chosen, jobs)
+        runs = store.load_runs(out, entry.name, jobs)
         image = run.pictures(chosen, runs, "png")["png"]
         tables = chosen.tables(runs)
     return Section(
         entry.name, entry.title, entry.text, command(entry.name, kind, chosen), image, tables,
-        {places[name]: store.record(places[name]) for name in places if name not in missing},
+        {path: store.record(path) for path in places.values() if path},
         missing,
     )  # fmt: skip
 

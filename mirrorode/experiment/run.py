@@ -15,13 +15,12 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from mirrorode.experiment import store
-from mirrorode.experiment.scenario import Job, ResultTable, Scenario
-from mirrorode.flow.solve import solve
-from mirrorode.flow.stopping import LogInverseLoss
-from mirrorode.flow.trajectory import Stats, Trajectory, write_atomically
+from mirrorode.experiment.keys import place
+from mirrorode.experiment.scenario import ResultTable, Scenario
+from mirrorode.experiment.work import Task, work
+from mirrorode.flow.trajectory import Trajectory, write_atomically
 from mirrorode.problem.errors import require
 from mirrorode.theory.verdicts import Outcome, Verdicts
-from mirrorode.theory.verify import verify
 
 FIGURES = Path("figures")
 
@@ -39,23 +38,21 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     jobs = scenario.jobs(device)
     home = store.writable(out / name)
     store.writable(FIGURES)
+    settings = store.configuration(scenario)
     with _progress(console) as progress:
         for job in jobs:
-            task = progress.add_task(job.name, total=1.0, state="waiting")
-            folder = store.place(out, name, job)
-            if store.is_done(folder, scenario, job):
-                progress.update(task, completed=1.0, state="stored before")
-                continue
-            checkpoint = store.checkpoint(folder, job)
-            found = _integrate(job, checkpoint, progress, task)
-            store.save(folder, name, scenario, job, found, verify(found))
-            checkpoint.unlink(missing_ok=True)
-    if all(job.study for job in jobs):
-        store.save_drawn(home, name, scenario)
+            row = progress.add_task(job.name, total=1.0, state="waiting")
+
+            def show(share: float, state: str, row: TaskID = row) -> None:
+                progress.update(row, completed=share, state=state)
+
+            work(Task(name, settings, job), out, show)
+            progress.update(row, completed=1.0)
+    store.save_drawn(home, name, scenario)
     jobs = scenario.jobs("cpu")
-    runs = store.load_runs(out, name, scenario, jobs)
+    runs = store.load_runs(out, name, jobs)
     written = draw(name, scenario, runs, console)
-    verdicts = {job.name: store.verdicts(store.place(out, name, job)) for job in jobs}
+    verdicts = {job.name: store.verdicts(place(out, name, job)) for job in jobs}
     passed = check(runs, verdicts, console)
     tell(written, console)
     return passed
@@ -78,32 +75,6 @@ def _progress(console: Console) -> Progress:
         TextColumn("{task.fields[state]}"),
     )
     return Progress(*columns, TimeElapsedColumn(), console=console)
-
-
-def _integrate(job: Job, checkpoint: Path, progress: Progress, task: TaskID) -> Trajectory:
-    start = float(job.flow.log_inverse_loss(job.theta0))
-
-    def share(loss: float) -> float:
-        # Early and late phase take about half of the time each; late, decades count.
-        if not isinstance(job.until, LogInverseLoss):
-            return 0.0
-        early = min(1.0, (loss - start) / max(1.0, 2.0 - start))
-        return 0.9 * early + (0.1 if loss >= job.until.v else 0.0)
-
-    def show(log_time: float, loss: float, stats: Stats) -> None:
-        state = (
-            f"log(1/loss) {loss:.5g}, log t {log_time:.5g}, {stats.steps} steps, "
-            f"{stats.events} events"
-        )
-        progress.update(task, completed=share(loss), state=state)
-
-    found = solve(
-        job.flow, job.theta0, until=job.until, saveat=job.saveat, rtol=job.rtol,
-        atol=0.01 * job.rtol, checkpoint=checkpoint, progress=show,
-    )  # fmt: skip
-    assert isinstance(found, Trajectory)
-    progress.update(task, completed=1.0)
-    return found
 
 
 def pictures(scenario: Scenario, runs: Mapping[str, Trajectory], *kinds: str) -> dict[str, bytes]:
@@ -140,7 +111,7 @@ def draw(
             path = FIGURES / f"{name}_table{suffix}.{ending}"
             write_atomically(path, text.encode())
             written.append(path)
-        console.print(_rich(table))
+        console.print(shown(table))
     return [*written, plotted]
 
 
@@ -149,15 +120,16 @@ def tell(written: list[Path], console: Console) -> None:
     console.print("wrote " + ", ".join(str(path) for path in written), soft_wrap=True)
 
 
-def _rich(table: ResultTable) -> Table:
-    shown = Table(title=table.title, box=box.SIMPLE_HEAD)
+def shown(table: ResultTable) -> Table:
+    """A table for the terminal."""
+    found = Table(title=table.title, box=box.SIMPLE_HEAD)
     for number, column in enumerate(table.columns):
         kind = table.kind(number)
         side: Literal["left", "right"] = "right" if kind == "number" else "left"
-        shown.add_column(column, justify=side, no_wrap=kind != "text", overflow="fold")
+        found.add_column(column, justify=side, no_wrap=kind != "text", overflow="fold")
     for row in table.rows:
-        shown.add_row(*row)
-    return shown
+        found.add_row(*row)
+    return found
 
 
 def check(

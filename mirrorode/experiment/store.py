@@ -1,4 +1,8 @@
-"""Run folders: ``run.json`` and ``trajectory.npz``, each there whole or not at all."""
+"""Run folders: ``run.json`` and ``trajectory.npz``, each there whole or not at all.
+
+The name of a folder ends in a hash of all that decides the trajectory, the code included, so that
+another setting or another version of the code never replaces or passes for what is stored.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +10,25 @@ import hashlib
 import json
 import math
 import platform
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from zipfile import is_zipfile
 
+from filelock import FileLock, Timeout
+
+from mirrorode.experiment.keys import code, identity, place
 from mirrorode.experiment.scenario import Job, Scenario, load
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import Trajectory, write_atomically
 from mirrorode.problem.errors import InputError
 from mirrorode.problem.modules import Network
+from mirrorode.theory.margins import norm_margin
 from mirrorode.theory.verdicts import Outcome, Verdict, Verdicts
 
+DRAWN = "drawn"  # beside the run folders of a scenario: what it was drawn with last
 PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
 
 
@@ -47,14 +57,20 @@ def configuration(scenario: Scenario) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, name: str, scenario: Scenario, job: Job, run: Trajectory, verdicts: Verdicts
+    folder: Path,
+    name: str,
+    settings: dict[str, Any],
+    job: Job,
+    run: Trajectory,
+    verdicts: Verdicts,
 ) -> None:
     """Write one run; ``run.json`` last, so that its presence means a complete folder."""
     folder.mkdir(parents=True, exist_ok=True)
     run.save(folder / "trajectory.npz")
     content = {
-        **_head(name, job.name, scenario),
+        **_head(name, job.name, settings),
         "made": identity(job),
+        "trajectory": _file_digest(folder / "trajectory.npz"),
         "flow": {
             "network": repr(job.flow.network),
             "dataset": repr(job.flow.dataset),
@@ -67,51 +83,84 @@ def save(
         "statistics": asdict(run.stats) | {"evaluations": run.stats.evaluations},
         "log_time": float(run.log_time[-1]),
         "log_inverse_loss": float(run.log_inverse_loss[-1]),
+        "margins": {
+            f"L{k:g}": float(norm_margin(run.flow, run.theta[-1], k)) for k in (1, 2, 3, math.inf)
+        },
         "verdicts": json.loads(verdicts.to_json()),
     }
-    _write(folder, content)
+    write(folder, content)
 
 
 def save_drawn(home: Path, name: str, scenario: Scenario) -> None:
-    """Write what a scenario without trajectories of its own was drawn with, to be drawn again."""
-    folder = home / "drawn"
+    """Write what a scenario was drawn with last, to be drawn again."""
+    folder = home / DRAWN
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder, _head(name, "drawn", scenario))
+    write(folder, _head(name, DRAWN, configuration(scenario)))
 
 
-def _head(name: str, run: str, scenario: Scenario) -> dict[str, Any]:
+def is_drawn(home: Path) -> bool:
+    """Whether a scenario was drawn, from its folder."""
+    return (home / DRAWN / "run.json").is_file()
+
+
+def _head(name: str, run: str, settings: dict[str, Any]) -> dict[str, Any]:
     versions = {package: version(package) for package in PACKAGES}
     return {
         "scenario": name,
         "run": run,
-        "configuration": configuration(scenario),
+        "configuration": settings,
+        "code": code(),
         "versions": versions | {"python": platform.python_version()},
     }
 
 
-def _write(folder: Path, content: dict[str, Any]) -> None:
-    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+def write(folder: Path, content: dict[str, Any]) -> None:
+    """Write a ``run.json`` with a digest of its own, by which `record` sees that it is whole."""
+    signed = content | {"digest": _digest(content)}
+    text = json.dumps(signed, indent=1, ensure_ascii=False) + "\n"
     write_atomically(folder / "run.json", text.encode())
 
 
-def place(out: Path, name: str, job: Job) -> Path:
-    """The folder of a run of scenario ``name``."""
-    return out / (job.study or name) / job.name
+def _digest(content: dict[str, Any]) -> str:
+    """Of all that is told but the digest."""
+    told = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
-def identity(job: Job) -> dict[str, Any]:
-    """All that a trajectory depends on, for which scenarios that share it compare it."""
-    data = job.flow.dataset
-    tensors = (data.x, data.y, job.theta0)
-    content = hashlib.sha256(b"".join(it.detach().cpu().numpy().tobytes() for it in tensors))
-    return {
-        "network": repr(job.flow.network),
-        "potential": repr(job.flow.potential),
-        "samples and start": content.hexdigest(),
-        "until": repr(job.until),
-        "saveat": None if job.saveat is None else [repr(rule) for rule in job.saveat],
-        "rtol": job.rtol,
-    }
+def _file_digest(path: Path) -> str:
+    """Of a file; empty if it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return ""
+
+
+@contextmanager
+def claim(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold a run folder for this process; ``waiting`` is called if another process holds it."""
+    locks = folder.parents[1] / ".locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{folder.parent.name}-{folder.name}")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Rename a folder whose run is damaged, and tell the new name; leave any other."""
+    if not (folder / "run.json").exists():
+        return None
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.damaged{number}")).exists():
+        number += 1
+    return folder.rename(aside)
 
 
 @dataclass(frozen=True)
@@ -144,9 +193,9 @@ def listing(out: Path) -> list[Stored]:
 
 def _listed(folder: Path, out: Path) -> Stored:
     found = record(folder)
-    whole = "made" in found and is_zipfile(folder / "trajectory.npz")
-    state = "complete" if whole or (found and folder.name == "drawn") else "damaged"
-    if state == "damaged" and any(folder.glob("checkpoint-*")):
+    whole = bool(found) if folder.name == DRAWN else _is_whole(folder, found)
+    state = "complete" if whole else "damaged"
+    if state == "damaged" and checkpoint(folder).exists():
         state = "interrupted"
     stats, versions = found.get("statistics", {}), found.get("versions", {})
     return Stored(
@@ -156,24 +205,35 @@ def _listed(folder: Path, out: Path) -> Stored:
     )  # fmt: skip
 
 
-def checkpoint(folder: Path, job: Job) -> Path:
-    """The file from which an interrupted run goes on, in its folder, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    mark = hashlib.sha256(repr(identity(job)).encode()).hexdigest()[:8]
-    return folder / f"checkpoint-{mark}"
+def checkpoint(folder: Path) -> Path:
+    """The file from which an interrupted run goes on, in its folder."""
+    return folder / "checkpoint"
 
 
-def is_done(folder: Path, scenario: Scenario, job: Job) -> bool:
-    """Whether ``folder`` holds a complete run of this very configuration."""
+def is_done(folder: Path, job: Job) -> bool:
+    """Whether ``folder`` holds a complete run of this very job, every byte as it was written."""
     found = record(folder)
-    stored = found.get("configuration")
-    if not isinstance(stored, dict) or not is_zipfile(folder / "trajectory.npz"):
-        return False
-    if job.study:
-        return bool(found.get("made") == identity(job))
-    # Which seeds are asked for does not change what one of them gives.
-    wanted = configuration(scenario)
-    return {**stored, "seeds": None} == {**wanted, "seeds": None}
+    return found.get("made") == identity(job) and _is_whole(folder, found)
+
+
+def _is_whole(folder: Path, found: dict[str, Any]) -> bool:
+    """Whether the trajectory is the one that ``run.json`` was written with."""
+    return bool(found) and found.get("trajectory") == _file_digest(folder / "trajectory.npz")
+
+
+def find(out: Path, name: str, job: Job) -> Path | None:
+    """The folder with a complete run of a job: by this code, else the newest by another version."""
+    exact = place(out, name, job)
+    if is_done(exact, job):
+        return exact
+    others = (path for path in exact.parent.glob(f"{job.name}-*") if is_done(path, job))
+    return max(others, key=lambda path: (path / "run.json").stat().st_mtime, default=None)
+
+
+def of_other_code(out: Path, name: str, jobs: list[Job]) -> list[str]:
+    """The names of those jobs whose runs are stored by another version of the code only."""
+    found = ((job, find(out, name, job)) for job in jobs)
+    return [job.name for job, at in found if at not in (None, place(out, name, job))]
 
 
 def verdicts(folder: Path) -> Verdicts:
@@ -191,55 +251,45 @@ def verdicts(folder: Path) -> Verdicts:
 
 
 def record(folder: Path) -> dict[str, Any]:
-    """What the ``run.json`` of a run says; empty where there is none, or a damaged one."""
+    """What the ``run.json`` of a run says; empty where there is none, or not as it was written."""
     try:
         found = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
-
-
-def stored_configuration(folder: Path) -> dict[str, Any]:
-    """The scenario fields that the last run below ``folder`` was made with.
-
-    Raises:
-        InputError: if there are none.
-    """
-    paths = sorted(folder.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
-    for path in reversed(paths):
-        configuration = record(path.parent).get("configuration")
-        if isinstance(configuration, dict):
-            return configuration
-    raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
+    whole = isinstance(found, dict) and found.get("digest") == _digest(found)
+    return found if whole else {}
 
 
 def configured(kind: type[Scenario], folder: Path) -> Scenario:
-    """A scenario as the last run below ``folder`` was made.
+    """A scenario as it was drawn last, from its folder.
 
     Raises:
-        InputError: if there is none, or it is one of another version.
+        InputError: if it was not, or by another version.
     """
+    found = record(folder / DRAWN).get("configuration")
+    if not isinstance(found, dict):
+        raise InputError(f"`NAME` must have stored runs, but {folder} holds none: run it first")
     try:
-        return kind(**stored_configuration(folder))
+        return kind(**found)
     except TypeError:
         sentence = f"`NAME` must have runs of this version, but those in {folder} have other fields"
         raise InputError(sentence) from None
 
 
-def load_runs(out: Path, name: str, scenario: Scenario, jobs: list[Job]) -> dict[str, Trajectory]:
+def load_runs(out: Path, name: str, jobs: list[Job]) -> dict[str, Trajectory]:
     """The stored trajectories of ``jobs``, those of scenario ``name``, by their own names.
 
     Raises:
-        InputError: if one is not there, is damaged, or was made with another configuration.
+        InputError: if one is not there or is damaged.
     """
-    places = {job.name: place(out, name, job) for job in jobs}
-    missing = [job.name for job in jobs if not is_done(places[job.name], scenario, job)]
+    places = {job.name: find(out, name, job) for job in jobs}
+    missing = ", ".join(it for it, path in places.items() if path is None)
     if missing:
-        names = ", ".join(missing)
-        raise InputError(f"`NAME` must have all its runs stored, but {names} must be run (again)")
+        raise InputError(f"`NAME` must have all its runs stored, but {missing} must be run (again)")
     return {
-        job.name: Trajectory.load(places[job.name] / "trajectory.npz", _not_stored(job.flow))
+        job.name: Trajectory.load(path / "trajectory.npz", _not_stored(job.flow))
         for job in jobs
+        if (path := places[job.name])
     }
 
 

@@ -7,7 +7,6 @@ after the scenario.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule
 from mirrorode.flow.trajectory import Trajectory
 from mirrorode.problem.datasets import teacher_student
-from mirrorode.problem.errors import require_number
+from mirrorode.problem.errors import LARGEST, require_integer, require_number, require_rtol
 from mirrorode.problem.networks import MLP
 from mirrorode.problem.potentials import SeparablePotential
 
@@ -61,9 +60,9 @@ class Students(Scenario):
 
     def jobs(self, device: str) -> list[Job]:
         """One trajectory a potential, number of layers and seed."""
-        require_number(self.seeds, "seeds", "be at least 1", 1, strict=False)
-        require_number(self.neurons, "neurons", "be at least 1", 1, strict=False)
-        require_number(self.rtol, "rtol", "be at least 1e-12", 1e-12, strict=False)
+        require_integer(self.seeds, "seeds", 1, 1000)
+        require_integer(self.neurons, "neurons", 1, LARGEST)
+        require_rtol(self.rtol)
         must = "be at least 115.13, where the paper stops"
         require_number(self.limit, "limit", must, paper.LOSS, strict=False)
         chosen = [(2, name) for name in self.two] + [(3, name) for name in self.three]
@@ -86,14 +85,18 @@ def student(
     data = teacher_student(samples=settings.samples, seed=settings.data_seed).to(device)
     network = MLP((2, *[settings.neurons] * (layers - 1), 1))
     flow = MirrorFlow(network, data, potential or paper.ALL[name])
-    until = LogInverseLoss(settings.limit)
-    # All that decides which runs are the same, so that a quick one never replaces another.
-    settled = (network, settings.data_seed, settings.samples, until, settings.rtol)
-    mark = hashlib.sha256(repr(settled).encode()).hexdigest()[:6]
-    study = f"students-{'-'.join(map(str, network.widths))}-{mark}"
-    saveat = _points(settings.limit) if layers > 2 else None
-    theta = network.initial(seed).to(device)
-    return Job(key(layers, name, seed), flow, theta, until, saveat, settings.rtol, study)
+    return trained(flow, name, seed, settings.limit, settings.rtol)
+
+
+def trained(flow: MirrorFlow, name: str, seed: int, limit: float, rtol: float) -> Job:
+    """The trajectory of a student by this flow, its potential called ``name``."""
+    network, data = flow.network, flow.dataset
+    assert isinstance(network, MLP)
+    layers = len(network.widths) - 1
+    study = f"students-{'-'.join(map(str, network.widths))}"
+    saveat = _points(limit) if layers > 2 else None
+    theta = network.initial(seed).to(data.x)
+    return Job(key(layers, name, seed), flow, theta, LogInverseLoss(limit), saveat, rtol, study)
 
 
 def key(layers: int, name: str, seed: int) -> str:

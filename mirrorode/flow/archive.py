@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 import mirrorode.flow
+from mirrorode.problem.arrays import read_arrays
 
 
 @cache
@@ -54,8 +55,7 @@ def unpack(data: bytes, known: Mapping[str, object], device: torch.device) -> An
     Raises:
         ValueError, LookupError, TypeError: if ``data`` is something else.
     """
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        arrays = dict(file)
+    arrays = read_arrays(io.BytesIO(data))
     return _value(json.loads(str(arrays["tree"])), known, arrays, device)
 
 

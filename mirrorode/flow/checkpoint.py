@@ -15,19 +15,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from torch import Tensor
 
 from mirrorode.flow.archive import pack, unpack
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import write_atomically
+from mirrorode.problem.arrays import DAMAGE
 from mirrorode.problem.errors import InputError, require
 
 FIRST = 20  # steps before the first
 GROWTH = 0.25  # of the number of steps, between one and the next
 MAGIC = b"mirrorode checkpoint 1\n"
-DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, BadZipFile)
 
 
 @dataclass

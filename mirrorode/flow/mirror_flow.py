@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mirrorode.problem.consistency import require_mirror
 from mirrorode.problem.datasets import Dataset
-from mirrorode.problem.errors import InputError, require, require_finite
+from mirrorode.problem.errors import InputError, require, require_finite, require_memory
 from mirrorode.problem.homogeneous import HomogeneousNetwork
 from mirrorode.problem.layerwise import Layerwise
 from mirrorode.problem.mirror import Potential
@@ -50,6 +50,8 @@ class MirrorFlow:
             require(isinstance(value, kind), name, f"be {must}", repr(value))
         dim, expected = self.dataset.x.shape[1], self.network.input_dim
         require(dim == expected, "dataset", f"have inputs of dimension {expected}", dim)
+        units = sum(units for units, _ in zip(self.network.units, self.network.slopes, strict=True))
+        require_memory(8 * len(self.dataset) * (units + 1), "network")
         if isinstance(self.potential, Layerwise):
             object.__setattr__(self, "potential", self.potential.along(self.network))
         require_mirror(self.potential, self.network.size)

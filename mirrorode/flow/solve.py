@@ -24,12 +24,11 @@ from mirrorode.flow.state import Run
 from mirrorode.flow.stopping import StoppingRule
 from mirrorode.flow.trajectory import Stats, Status, Trajectory
 from mirrorode.flow.waveform import Asking
-from mirrorode.problem.errors import require, require_number
+from mirrorode.problem.errors import require, require_number, require_rtol
 
 Progress = Callable[[float, float, Stats], None]
 """Called with log t, log(1/𝓛) and the counts after every accepted step."""
 
-SMALLEST_RTOL = 1e-12  # below it round-off is larger than the tolerance
 PATIENCE = 500  # steps without progress, after which a run is blocked
 CRAWL = 1e-9  # gain of log(1/𝓛) that is progress, if log t has not gained one either
 PAUSE = 300  # steps in which …
@@ -115,9 +114,7 @@ def _require(
     """Raise `InputError` unless the arguments of `solve` beside flow and start are good."""
     require(isinstance(until, StoppingRule), "until", "be Time, LogTime or LogInverseLoss", until)
     split(saveat)
-    require_number(rtol, "rtol", "be positive", 0.0, strict=True)
-    require(rtol >= SMALLEST_RTOL, "rtol", f"be at least {SMALLEST_RTOL:g}", rtol)
-    require(rtol < 1, "rtol", "be below 1", rtol)
+    require_rtol(rtol)
     require_number(atol, "atol", "be positive", 0.0, strict=True)
     require_number(max_steps, "max_steps", "be at least 1", 1, strict=False)
     fine = isinstance(correct_balance, bool)

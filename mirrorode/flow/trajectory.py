@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from mirrorode.flow.dense import DenseStep
 from mirrorode.flow.description import describe, describe_network, rebuild, rebuild_network
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.observe import Observed
+from mirrorode.problem.arrays import DAMAGE, read_arrays
 from mirrorode.problem.datasets import Dataset
 from mirrorode.problem.errors import InputError, require
 
@@ -304,12 +304,11 @@ class Trajectory:
         """
         require(Path(path).is_file(), "path", "be a stored trajectory", str(path))
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = dict(file)
+            arrays = read_arrays(path)
             return cls._of(arrays, json.loads(str(arrays.pop("head"))), flow)
         except InputError:
             raise
-        except (ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, BadZipFile):
+        except DAMAGE:
             sentence = f"`path` must be a stored trajectory, but {path} cannot be read as one"
             raise InputError(sentence) from None
 
@@ -318,10 +317,16 @@ class Trajectory:
         cls, arrays: dict[str, Any], head: dict[str, Any], flow: MirrorFlow | None
     ) -> Trajectory:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        points = len(tensors["log_time"])
         if flow is None:
             data = Dataset(tensors["x"], tensors["y"], tensors.get("teacher"))
             network = rebuild_network(head["network"])
             flow = MirrorFlow(network, data, rebuild(head["potential"]))
+        state = (points, flow.network.size)
+        for name in ("log_time", "log_inverse_loss", "dissipated", "theta", "dual"):
+            expected = state if name in ("theta", "dual") else state[:1]
+            if points == 0 or tuple(tensors[name].shape) != expected:
+                raise ValueError(f"{name} is not of shape {expected}")
         steps = tuple(
             DenseStep(duals, float(h), float(log_time), loss, rate, bool(prescribed), float(lost))
             for duals, h, log_time, loss, rate, prescribed, lost in zip(

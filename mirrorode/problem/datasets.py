@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from mirrorode.problem.errors import InputError, require, require_finite
+from mirrorode.problem.arrays import read_samples
+from mirrorode.problem.errors import (
+    LARGEST,
+    SEEDS,
+    InputError,
+    require,
+    require_finite,
+    require_integer,
+    require_memory,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +53,22 @@ class Dataset:
         require(not wrong, "y", "hold only +1 and -1", f"{wrong[:1]} in {len(wrong)} places")
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y.to(x))
+
+    @classmethod
+    def load(cls, path: str | Path, dtype: torch.dtype = torch.float64) -> Dataset:
+        """Samples from a file; nothing in it is executed.
+
+        Args:
+            path: ``.npz`` with arrays x (K, d) and y (K,); or ``.csv``, a sample a row, the label
+                in the column that the header calls y or label, else in the last one.
+            dtype: what they are converted to.
+
+        Raises:
+            InputError: if it is no such file, does not fit into memory, or holds no samples as
+                above.
+        """
+        x, y = read_samples(Path(path))
+        return cls(x, y, dtype=dtype)  # type: ignore[arg-type]
 
     def __len__(self) -> int:
         return len(self.y)
@@ -80,10 +106,11 @@ def teacher_student(
     Raises:
         InputError: on a size that is not a positive integer, or if no teacher gave both labels.
     """
-    sizes = (("samples", samples, 2), ("teachers", teachers, 1), ("dim", dim, 1), ("seed", seed, 0))
-    for name, size, least in sizes:
-        is_integer = isinstance(size, int) and not isinstance(size, bool)
-        require(is_integer and size >= least, name, f"be an integer of at least {least}", size)
+    for name, size, least in (("samples", samples, 2), ("teachers", teachers, 1), ("dim", dim, 1)):
+        require_integer(size, name, least, LARGEST)
+    require_integer(seed, "seed", 0, SEEDS)
+    require_memory(8 * samples * (dim + teachers), "samples")
+    require_memory(8 * teachers * dim, "teachers")
     generator = torch.Generator().manual_seed(seed)
 
     def sphere(count: int) -> Tensor:

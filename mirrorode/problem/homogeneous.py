@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mirrorode.problem.errors import SEEDS, require_integer, require_memory
+
 Pattern = list[Tensor]
 """One boolean tensor (…, rows, units) a kink layer: which unit is on for which row."""
 
@@ -127,7 +129,13 @@ class HomogeneousNetwork(ABC):
         """A random start (n,), float64: first and last layer N(0, 1), others N(0, 1/fan-in).
 
         The fan-in of a parameter is its number of entries over its first dimension.
+
+        Raises:
+            InputError: if ``seed`` is no integer from 0 to 2⁶³ − 1, or this machine's memory is
+                too small for the parameters.
         """
+        require_integer(seed, "seed", 0, SEEDS)
+        require_memory(16 * self.size, "network")
         generator = torch.Generator().manual_seed(seed)
         parts, last = [], len(self.shapes) - 1
         for layer, shape in enumerate(self.shapes.values()):

@@ -1,5 +1,7 @@
 """The command line, called in this process."""
 
+from pathlib import Path
+
 import pytest
 
 from mirrorode import cli
@@ -10,3 +12,9 @@ def call(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
     return end.value.code
+
+
+def stored(home: Path, name: str) -> Path:
+    """The run folder called ``name``, below ``home / "runs"``."""
+    (found,) = home.glob(f"runs/*/{name}-????????")
+    return found

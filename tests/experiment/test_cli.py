@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.experiment.commands import call
+from tests.experiment.commands import call, stored
 
 SMALL = ["--neurons", "10", "--samples", "24", "--seeds", "1", "--limit", "200"]
 
@@ -31,7 +31,7 @@ def test_run_writes_everything(home):
     tables = {f"table2_table{s}.{e}" for s in ("", "_2", "_3") for e in ("csv", "md")}
     assert names == {"table2.pdf", "table2.png", "table2.csv"} | tables
     runs = sorted(study(home).iterdir())
-    assert [run.name for run in runs] == ["euclidean-seed0", "hyperbolic-seed0", "p3-seed0"]
+    assert [run.name[:-9] for run in runs] == ["euclidean-seed0", "hyperbolic-seed0", "p3-seed0"]
     for run in runs:
         assert {path.name for path in run.iterdir()} == {"run.json", "trajectory.npz"}
         record = json.loads((run / "run.json").read_text())
@@ -45,18 +45,18 @@ def test_run_writes_everything(home):
 
 def test_stored_runs_are_not_integrated_again(home, monkeypatch):
     monkeypatch.chdir(home)
-    before = (study(home) / "p3-seed0/run.json").stat().st_mtime_ns
-    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    before = (stored(home, "p3-seed0") / "run.json").stat().st_mtime_ns
+    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
     assert call("run", "table2", *SMALL) == 0
-    assert (study(home) / "p3-seed0/run.json").stat().st_mtime_ns == before
+    assert (stored(home, "p3-seed0") / "run.json").stat().st_mtime_ns == before
 
 
 def test_check_and_figures_integrate_nothing(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
     assert call("check", "table2") == 0
     assert "Lemma 3.1" in capsys.readouterr().out
-    assert call("check", str(study(home) / "p3-seed0")) == 0
+    assert call("check", str(stored(home, "p3-seed0"))) == 0
     capsys.readouterr()
     assert call("check", "table2", "--json") == 0
     rows = json.loads(capsys.readouterr().out)
@@ -73,17 +73,17 @@ def test_check_fails_on_a_tampered_run(home, monkeypatch, tmp_path):
 
     import mirrorode as mo
 
-    run = mo.Trajectory.load(study(home) / "p3-seed0/trajectory.npz")
+    run = mo.Trajectory.load(stored(home, "p3-seed0") / "trajectory.npz")
     replace(run, theta=run.theta * 1.01).save(tmp_path / "trajectory.npz")
     assert call("check", str(tmp_path)) == 1
     assert call("check", str(tmp_path), "--json") == 1
 
 
 def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
-    from mirrorode.experiment import run
+    from mirrorode.experiment import work
 
     monkeypatch.chdir(tmp_path)
-    real, calls = run.solve, []
+    real, calls = work.solve, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -91,7 +91,7 @@ def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(run, "solve", interrupted)
+    monkeypatch.setattr(work, "solve", interrupted)
     assert call("run", "table2", *SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
     assert len(list(tmp_path.glob("runs/*/*/run.json"))) == 1
@@ -130,7 +130,7 @@ def test_unknown_scenario(tmp_path, monkeypatch, capsys):
 def test_bad_field(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert call("run", "table2", "--samples", "1") == 2
-    assert "`samples` must be an integer of at least 2, but is 1" in capsys.readouterr().err
+    assert "`samples` must be an integer from 2 to 1000000000, but is 1" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -154,12 +154,12 @@ def test_more_seeds_keep_the_stored_ones(home, monkeypatch, tmp_path):
 
     shutil.copytree(home / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    before = (study(tmp_path) / "p3-seed0/run.json").stat().st_mtime_ns
+    before = (stored(tmp_path, "p3-seed0") / "run.json").stat().st_mtime_ns
     arguments = [*SMALL]
     arguments[arguments.index("--seeds") + 1] = "2"
     assert call("run", "table2", *arguments) == 0
-    assert (study(tmp_path) / "p3-seed0/run.json").stat().st_mtime_ns == before
-    assert (study(tmp_path) / "p3-seed1/run.json").is_file()
+    assert (stored(tmp_path, "p3-seed0") / "run.json").stat().st_mtime_ns == before
+    assert (stored(tmp_path, "p3-seed1") / "run.json").is_file()
     assert call("check", "table2") == 0
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_run_is_refused_then_repaired(home, monkeypatch, tmp_path, cap
 
     shutil.copytree(home / "runs", tmp_path / "runs")
     monkeypatch.chdir(tmp_path)
-    (study(tmp_path) / "hyperbolic-seed0" / damaged).write_bytes(b"\xff{")
+    (stored(tmp_path, "hyperbolic-seed0") / damaged).write_bytes(b"\xff{")
     assert call("check", "table2") == 2
     assert "hyperbolic-seed0 must be run (again)" in capsys.readouterr().err
     assert call("run", "table2", *SMALL) == 0
@@ -179,9 +179,9 @@ def test_a_damaged_run_is_refused_then_repaired(home, monkeypatch, tmp_path, cap
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("--seeds", "0", "`seeds` must be at least 1, but is 0"),
-        ("--neurons", "0", "`neurons` must be at least 1, but is 0"),
-        ("--rtol", "0", "`rtol` must be at least 1e-12, but is 0.0"),
+        ("--seeds", "0", "`seeds` must be an integer from 1 to 1000, but is 0"),
+        ("--neurons", "0", "`neurons` must be an integer from 1 to 1000000000, but is 0"),
+        ("--rtol", "0", "`rtol` must be from 1e-12 to below 1, but is 0.0"),
         ("--limit", "5", "`limit` must be at least 115.13, where the paper stops, but is 5.0"),
         ("--device", "cuda", "`device` must be cpu where there is no usable CUDA device"),
     ],
@@ -202,7 +202,7 @@ def test_an_interrupted_run_goes_on(home, tmp_path, monkeypatch, capsys):
         patch.setattr("mirrorode.experiment.store.save", _interrupted)
         assert call("run", "table2", *SMALL) == 130
     (interrupted,) = study(tmp_path).iterdir()
-    assert [path.name[:11] for path in interrupted.iterdir()] == ["checkpoint-"]
+    assert [path.name for path in interrupted.iterdir()] == ["checkpoint"]
     capsys.readouterr()
     assert call("list", "--runs", "--json") == 0
     (row,) = json.loads(capsys.readouterr().out)

@@ -9,7 +9,7 @@ import torch
 import mirrorode as mo
 from mirrorode.theory.balance import unit_laws
 from tests.conftest import POTENTIALS
-from tests.experiment.commands import call
+from tests.experiment.commands import call, stored
 
 NAMES = [f"{name}-start{number}" for name in POTENTIALS for number in (0, 1)]
 LAMBDAS = (0.2, 0.1, 0.03, 0.01, 0.001)
@@ -38,8 +38,8 @@ def curves(home):
     return {key: torch.tensor(points, dtype=torch.float64) for key, points in found.items()}
 
 
-def stored(home, name: str) -> mo.Trajectory:
-    return mo.Trajectory.load(home / "runs/fig1" / name / "trajectory.npz")
+def trajectory(home, name: str) -> mo.Trajectory:
+    return mo.Trajectory.load(stored(home, name) / "trajectory.npz")
 
 
 def drift(run: mo.Trajectory, theta: torch.Tensor) -> float:
@@ -56,7 +56,7 @@ def test_everything_is_written(home):
     names = {path.name for path in (home / "figures").iterdir()}
     tables = {f"fig1_table{s}.{e}" for s in ("", "_2") for e in ("csv", "md")}
     assert names == {"fig1.pdf", "fig1.png", "fig1.csv"} | tables
-    assert sorted(path.name for path in (home / "runs/fig1").iterdir()) == sorted(NAMES)
+    assert sorted(path.name[:-9] for path in (home / "runs/fig1").glob("*-*")) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +65,7 @@ def test_flows_stay_on_their_manifold(home, curves, name):
 
     Neither is put back on the manifold; what is stored is, to round-off.
     """
-    run = stored(home, name)
+    run = trajectory(home, name)
     assert float(run.log_inverse_loss[-1]) == pytest.approx(8.0)
     assert float(run.drift.amax()) < 1e-8
     assert drift(run, run.theta) < 1e-14
@@ -77,7 +77,7 @@ def test_flows_stay_on_their_manifold(home, curves, name):
 @pytest.mark.parametrize("name", NAMES)
 def test_manifolds_solve_the_balance_equation(home, curves, name):
     """Both branches drawn, through the start; not those of another potential."""
-    run = stored(home, name)
+    run = trajectory(home, name)
     branches = [
         points
         for (kind, curve), points in curves.items()
@@ -119,7 +119,7 @@ def test_table_tells_the_deviation(home):
         rows = {row["run"]: row for row in csv.DictReader(file)}
     assert list(rows) == NAMES
     for name, row in rows.items():
-        run = stored(home, name)
+        run = trajectory(home, name)
         assert row["integrated"] == f"{float(run.drift.amax()):.1e}"
         assert float(row["corrected"]) < 1e-14 < float(row["integrated"]) < 1e-8
         assert float(row["corrected"]) < float(row["as drawn"]) < COARSE

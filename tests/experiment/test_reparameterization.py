@@ -8,7 +8,7 @@ import torch
 
 from mirrorode.experiment import store
 from mirrorode.problem.reparameterized import difference
-from tests.experiment.commands import call
+from tests.experiment.commands import call, stored
 
 PROBLEMS = ("linear", "ReLU")
 
@@ -56,7 +56,7 @@ def test_time_is_doubled(home):
 
 
 def test_the_difference_is_conserved(home):
-    run = store.load_run(home / "runs/reparameterization/relu-uv-fine")
+    run = store.load_run(stored(home, "relu-uv-fine"))
     delta = difference(run.theta)
     torch.testing.assert_close(delta, delta[:1].expand_as(delta), rtol=1e-5, atol=0)
     assert float(run.theta.std(0).min()) > 1e-6  # while every weight moves
@@ -71,7 +71,7 @@ def test_figures_from_stored_runs(home, monkeypatch, capsys):
     assert call("figures", "reparameterization") == 0
     assert (home / "figures/reparameterization.csv").read_bytes() == before
     capsys.readouterr()
-    assert call("check", "runs/reparameterization/relu-uv-fine") == 0
+    assert call("check", str(stored(home, "relu-uv-fine"))) == 0
     assert "Lemma 3.1" in capsys.readouterr().out
 
 
@@ -79,9 +79,9 @@ def test_figures_from_stored_runs(home, monkeypatch, capsys):
     ("option", "value", "sentence"),
     [
         ("--lam", "0", "`lam` must be positive, but is 0.0"),
-        ("--neurons", "0", "`neurons` must be at least 1, but is 0"),
+        ("--neurons", "0", "`neurons` must be an integer from 1 to 1000000000, but is 0"),
         ("--limit", "1", "`limit` must be at least 2, but is 1.0"),
-        ("--rtol", "0", "`rtol` must be at least 1e-12, but is 0.0"),
+        ("--rtol", "0", "`rtol` must be from 1e-12 to below 1, but is 0.0"),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, capsys, option, value, sentence):

@@ -11,8 +11,8 @@ import subprocess
 import pytest
 from matplotlib.image import imread
 
-from mirrorode.experiment import report
-from tests.experiment.commands import call
+from mirrorode.experiment import report, store
+from tests.experiment.commands import call, stored
 
 SMALL = ["--neurons", "8", "--samples", "20", "--seeds", "1", "--limit", "200"]
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
@@ -32,7 +32,7 @@ def home(tmp_path_factory):
         patch.chdir(folder)
         assert call("run", "table2", *SMALL) == 0
         assert call("run", "fig5", *SMALL) in (0, 1)
-        patch.setattr("mirrorode.experiment.run.solve", None)
+        patch.setattr("mirrorode.experiment.work.solve", None)
         assert call("report") == 0
     return folder
 
@@ -69,23 +69,23 @@ def test_each_scenario_has_its_title_command_figure_and_tables(home, page):
 
 def test_a_verdict_that_fails_is_told_at_the_top(home, monkeypatch):
     monkeypatch.chdir(home)
-    path = next(home.glob("runs/students-*/p3-seed0/run.json"))
+    path = stored(home, "p3-seed0") / "run.json"
     before = path.read_text()
     content = json.loads(before)
     content["verdicts"][1] |= {"outcome": "fails", "slack": -1.0, "detail": "tampered"}
-    path.write_text(json.dumps(content))
+    store.write(path.parent, content)
     try:
         assert call("report", "--page", "other.html") == 0
     finally:
         path.write_text(before)
     top = (home / "other.html").read_text().split("<thead>")[0]
     assert "1 fails" in top
-    assert "p3-seed0</code>: tampered" in top
+    assert f"{path.parent.name}</code>: tampered" in top
 
 
 def test_a_missing_run_is_told_and_the_rest_is_kept(home, monkeypatch):
     monkeypatch.chdir(home)
-    folder = next(home.glob("runs/students-*/p3-seed0"))
+    folder = stored(home, "p3-seed0")
     folder.rename(home / "aside")
     try:
         assert call("report", "--page", "other.html") == 0

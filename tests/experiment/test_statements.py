@@ -70,9 +70,9 @@ def test_measured_values_are_told(home):
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("--neurons", "0", "`neurons` must be at least 1, but is 0"),
+        ("--neurons", "0", "`neurons` must be an integer from 1 to 1000000000, but is 0"),
         ("--limit", "100", "`limit` must be at least 115.13, where the paper stops, but is 100.0"),
-        ("--rtol", "0", "`rtol` must be at least 1e-12, but is 0.0"),
+        ("--rtol", "0", "`rtol` must be from 1e-12 to below 1, but is 0.0"),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, capsys, option, value, sentence):

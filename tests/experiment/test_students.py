@@ -11,7 +11,7 @@ from mirrorode.experiment import paper, scenario
 from mirrorode.experiment.long import aligned_by_theory, aligned_since
 from mirrorode.experiment.students import Students, theta_at
 from mirrorode.theory.alignment import misaligned
-from tests.experiment.commands import call
+from tests.experiment.commands import call, stored
 
 NAMES = [it.name for it in scenario.entries() if issubclass(scenario.load(it.name), Students)]
 
@@ -51,7 +51,7 @@ def test_no_quick_run_fails(home):
 
 def test_figures_are_redrawn_without_integration(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
     (home / "figures/table4.png").unlink()
     assert call("figures", "table4", "fig8") == 0
     assert (home / "figures/table4.png").is_file()
@@ -60,7 +60,7 @@ def test_figures_are_redrawn_without_integration(home, monkeypatch):
 def test_shared_students_are_integrated_once(home, monkeypatch):
     """Figure 5 draws what Table 3 has integrated; a setting of its own is a run of its own."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.run.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
     assert call("run", "table3", "--quick") == 0
     assert call("run", "fig5", "--quick") == 0
     with pytest.raises(TypeError):
@@ -78,7 +78,7 @@ def test_each_potential_wins_its_own_column(home, name):
 
 def test_alignment_is_timed_by_dense_output(home):
     """At the log t that is told 1 − φ/Q̂^{1/α} is ε; earlier more, and it never comes back."""
-    run = mo.Trajectory.load(next(home.glob("runs/students-2-10-1-*/p3-10-seed0/trajectory.npz")))
+    run = mo.Trajectory.load(stored(home, "p3-10-seed0") / "trajectory.npz")
     since = aligned_since(run, 0.03)
     gap = [float(misaligned(run.flow, run.at(log_time=time))) for time in (since - 1, since)]
     assert gap[1] == pytest.approx(0.03, rel=1e-6)
@@ -91,7 +91,7 @@ def test_alignment_is_timed_by_dense_output(home):
 
 def test_deep_students_are_stored_without_dense_output(home):
     """Only the points that figures and tables are about, with those of the paper among them."""
-    path = next(home.glob("runs/students-2-10-10-1-*/deep-p3-seed0/trajectory.npz"))
+    path = stored(home, "deep-p3-seed0") / "trajectory.npz"
     run = mo.Trajectory.load(path)
     assert run.steps == ()
     assert len(run.log_time) < 40

@@ -102,8 +102,8 @@ def test_figures_without_trajectories(home, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("--seeds", "0", "`seeds` must be at least 1, but is 0"),
-        ("--largest", "100", "`largest` must be at least 1000, but is 100"),
+        ("--seeds", "0", "`seeds` must be an integer from 1 to 1000, but is 0"),
+        ("--largest", "100", "`largest` must be an integer from 1000 to 10000000, but is 100"),
         ("--samples", "0", "must be"),
     ],
 )

@@ -1,0 +1,115 @@
+"""Tasks on a running Dask cluster; what they give travels back, so that no files are shared."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from mirrorode.experiment import store
+from mirrorode.experiment.keys import code, place
+from mirrorode.experiment.work import Task, work
+from mirrorode.experiment.workers import Outcome, Tell, paced, packed, reason, unpacked
+from mirrorode.flow.trajectory import write_atomically
+from mirrorode.problem.errors import InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+PATIENCE = 10  # seconds in which a scheduler must answer
+FILES = ("trajectory.npz", "run.json")  # in the order in which they are stored
+
+
+def connect(address: str) -> Client:
+    """A client of the scheduler at ``address``.
+
+    Raises:
+        InputError: if there is none, or Dask is not installed.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        sentence = "`cluster` needs Dask, which is not installed: pip install 'mirrorode[cluster]'"
+        raise InputError(sentence) from None
+    try:
+        return Client(address, timeout=PATIENCE, set_as_default=False)
+    except (OSError, ValueError, TypeError) as error:
+        sentence = "`cluster` must be the address of a running Dask scheduler"
+        raise InputError(f"{sentence}, but is {address!r} ({reason(error)})") from None
+
+
+def remotely(data: bytes, version: str, topic: str, number: int) -> dict[str, bytes]:
+    """Do a task on a worker of the cluster, and give the files of its run folder.
+
+    Raises:
+        ValueError: if the worker has another version of the code.
+    """
+    from distributed import get_worker
+
+    if code() != version:
+        raise ValueError("the worker has another version of mirrorode")
+    torch.set_num_threads(1)
+    worker = get_worker()
+    # Where another worker of the machine finds the checkpoint if this one dies.
+    scratch = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirrorode"
+    show = paced(lambda share, state: worker.log_event(topic, (number, share, state)))
+    folder = work(unpacked(data), scratch, show)
+    found = {name: (folder / name).read_bytes() for name in FILES}
+    shutil.rmtree(folder)
+    return found
+
+
+def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> Generator[Outcome]:
+    """Do ``tasks`` on the cluster of ``client`` and store them below ``out``; each as it ends.
+
+    No more are handed out than the workers have threads, so that a worker that dies takes no
+    other task with it than the one it does.
+    """
+    from distributed import as_completed
+
+    topic, version = f"mirrorode-{uuid.uuid4()}", code()
+    client.subscribe_topic(topic, lambda event: tell(*event[1]))
+    waiting = iter(range(len(tasks)))
+    numbers: dict[Any, int] = {}
+    ended = as_completed([], loop=client.loop, raise_errors=False)
+
+    def hand_out() -> None:
+        threads = max(1, sum(client.nthreads().values()))
+        while len(numbers) < threads and (number := next(waiting, None)) is not None:
+            future = client.submit(
+                remotely, packed(tasks[number]), version, topic, number, pure=False
+            )
+            numbers[future] = number
+            ended.add(future)
+
+    hand_out()
+    try:
+        for future in ended:
+            number = numbers.pop(future)
+            yield number, _stored(future, tasks[number], out)
+            hand_out()
+    finally:
+        client.cancel(list(numbers))
+        client.unsubscribe_topic(topic)
+
+
+def _stored(future: Any, task: Task, out: Path) -> str:
+    """Store what a future holds; why not, if so."""
+    from distributed import KilledWorker
+
+    if future.status != "finished":
+        error = future.exception() if future.status == "error" else None
+        if isinstance(error, KilledWorker):
+            return f"{error.allowed_failures + 1} workers died of it"
+        return reason(error) if error else "the scheduler has dropped it"
+    folder = place(out, task.name, task.job)
+    with store.claim(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in future.result().items():
+            write_atomically(folder / name, content)
+    return ""
