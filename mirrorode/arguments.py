@@ -28,9 +28,10 @@ def parsed(form: Any, args: list[str], prog: str, **options: Any) -> Any:
     except SystemExit as end:
         if not end.code:
             raise
-    # Of the panel the first paragraph: what is wrong. The others are about how to get help.
-    text = "\n".join(line.strip("│ ") for line in panel.getvalue().splitlines()[1:])
-    sentence = " ".join(re.split("─{8}", text)[0].split())
+    # Below its title, the first paragraph of the panel says what is wrong; others, how to get help.
+    lines = [line.strip("│ ") for line in panel.getvalue().splitlines()[1:]]
+    paragraphs = " ".join("\n" if re.fullmatch("[─-]+", it) else it for it in lines).split("\n")
+    sentence = next(" ".join(it.split()) for it in paragraphs if it.strip()).rstrip(".")
     for pattern, ours in _WORDS.items():
         sentence = re.sub(pattern, ours, sentence)
     raise InputError(f"{sentence} (see {prog} --help)")
@@ -42,7 +43,8 @@ _WORDS = {
     r"^invalid choice (.*) for argument '(?:--)?(\S+)'. Expected one of \((.*)\).*": (
         r"`\2` must be one of \3, but is \1"
     ),
-    r"^Missing value for argument '--(\S+)'.*": r"`\1` must have a value, but has none",
+    r"^Missing value for argument '(?:--)?(\S+)'.*": r"`\1` must have a value, but has none",
+    r"^Expected one of {(.*)}.*": r"the command must be one of \1",
     r"^Missing from .*?: (\S+) .*": r"`\1` must be given, but is missing",
     r"^Unrecognized options: (.*?)(?: Available subcommands.*)?$": (
         r"every option must be one that the command has, but \1 is not"

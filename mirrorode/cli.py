@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -224,9 +225,7 @@ def _sweep(name: str, argv: list[str]) -> int:
 
     grid = sweep.points(type(base), options.grid, typed)
     chosen = sweep.Sweep.of(name, base, grid, options.device, options.out)
-    fine = sweep.sweep(
-        chosen, options.device, options.out, options.workers, options.cluster, Console()
-    )
+    fine = sweep.sweep(chosen, options.out, options.workers, options.cluster, Console())
     return 0 if fine else 1
 
 
@@ -250,8 +249,10 @@ def _check(command: Check) -> int:
     from mirrorode.experiment import run, scenario, store
     from mirrorode.theory.verify import verify
 
-    folder = Path(command.target)
-    if (folder / "trajectory.npz").is_file():
+    folder, is_run = Path(command.target), False
+    with contextlib.suppress(OSError):  # a name that no folder can have
+        is_run = (folder / "trajectory.npz").is_file()
+    if is_run:
         runs = {folder.name: store.load_run(folder)}
     else:
         kind, home = scenario.load(command.target), command.out / command.target
@@ -276,6 +277,8 @@ def _figures(command: Figures) -> int:
     if not names:
         raise InputError(f"`out` must hold stored runs, but {command.out} holds none")
     chosen = {it: store.configured(scenario.load(it), command.out / it) for it in names}
+    for name, found in chosen.items():
+        store.require_stored(command.out, name, found.jobs("cpu"))
     store.writable(run.FIGURES)
     for name, found in chosen.items():
         runs = _stored(command.out, name, found)

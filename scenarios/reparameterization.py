@@ -23,6 +23,7 @@ from mirrorode.experiment.figures import TEACHER, colour
 from mirrorode.experiment.scenario import Job, ResultTable, Scenario
 from mirrorode.problem.errors import (
     LARGEST,
+    SEEDS,
     require_integer,
     require_memory,
     require_number,
@@ -78,6 +79,8 @@ class Reparameterization(Scenario):
         require_number(self.lam, "lam", "be positive", 0.0, strict=True)
         for name in ("dim", "neurons"):
             require_integer(getattr(self, name), name, 1, LARGEST)
+        require_integer(self.samples, "samples", 2, LARGEST)
+        require_integer(self.seed, "seed", 0, SEEDS)
         require_memory(8 * self.samples * self.dim, "samples")
         require_number(self.limit, "limit", "be at least 2", 2.0, strict=False)
         require_rtol(self.rtol)

@@ -85,6 +85,7 @@ class Student(Scenario):
         require_integer(self.neurons, "neurons", 1, LARGEST)
         require_rtol(self.rtol)
         require_number(self.limit, "limit", "be at least 1", 1, strict=False)
+        require_number(self.p, "p", "be at least 2", 2.0, strict=False)
         potential = self._potential()
         if self.data:
             data = Dataset.load(self.data)

@@ -36,8 +36,8 @@ def run(name: str, scenario: Scenario, device: str, out: Path, console: Console)
     # Bad input is refused before anything is written.
     usable(device)
     jobs = scenario.jobs(device)
-    home = store.writable(out / name)
-    store.writable(FIGURES)
+    home = out / name
+    store.writable(home, FIGURES)
     settings = store.configuration(scenario)
     with _progress(console) as progress:
         for job in jobs:

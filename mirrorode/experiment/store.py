@@ -32,21 +32,27 @@ DRAWN = "drawn"  # beside the run folders of a scenario: what it was drawn with 
 PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
 
 
-def writable(folder: Path) -> Path:
-    """Create ``folder``.
+def writable(*folders: Path) -> None:
+    """Create ``folders``: all or none.
 
     Raises:
-        InputError: if nothing can be written there.
+        InputError: if nothing can be written in one of them.
     """
-    probe = folder / ".probe"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        sentence = f"`out` must be a folder that can be written, but is {folder}"
-        raise InputError(f"{sentence} ({error.strerror or error})") from None
-    return folder
+    made: list[Path] = []
+    for folder in folders:
+        try:
+            missing = [it for it in (folder, *folder.parents) if not it.exists()]
+            for path in reversed(missing):
+                path.mkdir()
+                made.append(path)
+            probe = folder / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except (OSError, ValueError) as error:
+            for path in reversed(made):
+                path.rmdir()
+            sentence = f"`out` must be a folder that can be written, but is {str(folder)!r}"
+            raise InputError(f"{sentence} ({getattr(error, 'strerror', error)})") from None
 
 
 def configuration(scenario: Scenario) -> dict[str, Any]:
@@ -282,15 +288,24 @@ def load_runs(out: Path, name: str, jobs: list[Job]) -> dict[str, Trajectory]:
     Raises:
         InputError: if one is not there or is damaged.
     """
+    places = require_stored(out, name, jobs)
+    return {
+        job.name: Trajectory.load(places[job.name] / "trajectory.npz", _not_stored(job.flow))
+        for job in jobs
+    }
+
+
+def require_stored(out: Path, name: str, jobs: list[Job]) -> dict[str, Path]:
+    """The folders of the runs of ``jobs``, by their names.
+
+    Raises:
+        InputError: if one is not there or is damaged.
+    """
     places = {job.name: find(out, name, job) for job in jobs}
     missing = ", ".join(it for it, path in places.items() if path is None)
     if missing:
         raise InputError(f"`NAME` must have all its runs stored, but {missing} must be run (again)")
-    return {
-        job.name: Trajectory.load(path / "trajectory.npz", _not_stored(job.flow))
-        for job in jobs
-        if (path := places[job.name])
-    }
+    return {it: path for it, path in places.items() if path}
 
 
 def load_run(folder: Path) -> Trajectory:

@@ -102,8 +102,9 @@ class Sweep:
         """The sweep of a scenario over a grid.
 
         Raises:
-            InputError: if the scenario refuses a point.
+            InputError: if the device is not there, or the scenario refuses a point.
         """
+        usable(device)
         found = cls(name, {}, [])
         for point in grid:
             chosen = replace(base, **point)  # type: ignore[type-var]
@@ -154,18 +155,16 @@ def _text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def sweep(
-    sweep: Sweep, device: str, out: Path, workers: int, cluster: str, console: Console
-) -> bool:
+def sweep(sweep: Sweep, out: Path, workers: int, cluster: str, console: Console) -> bool:
     """Integrate what is not stored and write ``summary.csv``; whether all is there and holds.
 
     Raises:
-        InputError: if a device, folder or cluster is not there.
+        InputError: if a folder or cluster is not there.
     """
-    usable(device)
     require(workers >= 1, "workers", "be at least 1", workers)
     client = connect(cluster) if cluster else None
-    home = store.writable(out / sweep.name)
+    home = out / sweep.name
+    store.writable(home)
     todo = {it: task for it, task in sweep.tasks.items() if not store.is_done(it, task.job)}
     folders, tasks = list(todo), list(todo.values())
     labels = [sweep.label(folder) for folder in folders]

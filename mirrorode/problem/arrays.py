@@ -23,7 +23,7 @@ LABELS = ("y", "label")
 
 
 def read_arrays(file: str | Path | io.BytesIO) -> dict[str, np.ndarray]:
-    """All arrays of a ``.npz`` file, by name.
+    """All arrays of a ``.npz`` file, by name, in this machine's byte order.
 
     Raises:
         ValueError, LookupError, OSError, BadZipFile: if it is no such file, is damaged, holds
@@ -38,7 +38,10 @@ def read_arrays(file: str | Path | io.BytesIO) -> dict[str, np.ndarray]:
     if isinstance(file, io.BytesIO):
         file.seek(0)
     with np.load(file, allow_pickle=False) as found:
-        return {name: found[name] for name in found.files}
+        arrays = {name: found[name] for name in found.files}
+    return {
+        it: array.astype(array.dtype.newbyteorder("="), copy=False) for it, array in arrays.items()
+    }
 
 
 def _require_honest(archive: ZipFile, entry: ZipInfo) -> None:
