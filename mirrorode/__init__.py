@@ -26,6 +26,7 @@ _HOME = {
     "HyperbolicEntropy": "mirrorode.problem.potentials",
     "SeparablePotential": "mirrorode.problem.potentials",
     "SmoothedHomogeneous": "mirrorode.problem.potentials",
+    "MirrorDescent": "mirrorode.flow.mirror_descent",
     "MirrorFlow": "mirrorode.flow.mirror_flow",
     "Observable": "mirrorode.flow.observe",
     "Observed": "mirrorode.flow.observe",
@@ -58,6 +59,7 @@ _HOME = {
 __all__ = sorted(_HOME)
 
 if TYPE_CHECKING:
+    from mirrorode.flow.mirror_descent import MirrorDescent as MirrorDescent
     from mirrorode.flow.mirror_flow import MirrorFlow as MirrorFlow
     from mirrorode.flow.observe import Observable as Observable
     from mirrorode.flow.observe import Observed as Observed

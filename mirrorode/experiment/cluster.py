@@ -6,6 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,15 +88,20 @@ def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> 
             numbers[future] = number
             ended.add(future)
 
-    hand_out()
     try:
+        hand_out()
         for future in ended:
             number = numbers.pop(future)
             yield number, _stored(future, tasks[number], out)
             hand_out()
+    except OSError:
+        for number in (*numbers.values(), *waiting):
+            yield number, "the scheduler is gone"
+        numbers.clear()
     finally:
-        client.cancel(list(numbers))
-        client.unsubscribe_topic(topic)
+        with suppress(OSError):
+            client.cancel(list(numbers))
+            client.unsubscribe_topic(topic)
 
 
 def _stored(future: Any, task: Task, out: Path) -> str:
@@ -108,8 +114,11 @@ def _stored(future: Any, task: Task, out: Path) -> str:
             return f"{error.allowed_failures + 1} workers died of it"
         return reason(error) if error else "the scheduler has dropped it"
     folder = place(out, task.name, task.job)
-    with store.claim(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in future.result().items():
-            write_atomically(folder / name, content)
+    try:
+        with store.claim(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in future.result().items():
+                write_atomically(folder / name, content)
+    except OSError as error:  # of this machine: the others may still find space
+        return reason(error)
     return ""

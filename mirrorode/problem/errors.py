@@ -32,7 +32,7 @@ def require(condition: bool, argument: str, must: str, actual: Any) -> None:
 def require_number(value: Any, argument: str, must: str, low: float, *, strict: bool) -> None:
     """Require a finite real number above ``low`` (strictly, or not)."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not math.isfinite(value):
+    if is_number and math.isinf(value):
         must = "be finite"
     inside = is_number and math.isfinite(value) and (value > low if strict else value >= low)
     require(inside, argument, must, value)

@@ -138,7 +138,10 @@ def test_folder_that_cannot_be_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("not a folder")
     assert call("run", "table2", "--out", "file") == 2
-    assert "`out` must be a folder that can be written, but is file" in capsys.readouterr().err
+    assert (
+        "`out` must be a folder that can be written, but is 'file/table2' (Not a directory)"
+        in capsys.readouterr().err
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -128,10 +128,10 @@ def test_table_tells_the_deviation(home):
 @pytest.mark.parametrize(
     ("option", "value", "sentence"),
     [
-        ("--starts", "0", "`starts` must be 1, 2, 3 or 4, but is 0"),
-        ("--starts", "5", "`starts` must be 1, 2, 3 or 4, but is 5"),
+        ("--starts", "0", "`starts` must be an integer from 1 to 4, but is 0"),
+        ("--starts", "5", "`starts` must be an integer from 1 to 4, but is 5"),
         ("--limit", "6", "`limit` must be at least 6.25, where the panel ends, but is 6.0"),
-        ("--rtol", "0", "`rtol` must be at least 1e-12, but is 0.0"),
+        ("--rtol", "0", "`rtol` must be from 1e-12 to below 1, but is 0.0"),
     ],
 )
 def test_bad_options(tmp_path, monkeypatch, capsys, option, value, sentence):

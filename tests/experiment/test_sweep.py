@@ -235,6 +235,8 @@ def test_interrupted_and_gone_on_with(tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, start_new_session=True, stderr=subprocess.PIPE, text=True,
         stdout=subprocess.DEVNULL,
+        # A process in the background of a shell ignores ctrl-C, and so would its children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
         while not list(tmp_path.glob("runs/students-*/*/run.json")):
             time.sleep(0.05)

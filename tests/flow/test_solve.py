@@ -162,9 +162,9 @@ def test_plot(small_run):
     [
         ({"theta0": torch.zeros(5)}, "`theta0` must have shape (36,) or (B, 36), but is (5,)"),
         ({"theta0": torch.full((36,), math.nan)}, "`theta0` must be finite"),
-        ({"rtol": 0.0}, "`rtol` must be positive, but is 0.0"),
+        ({"rtol": 0.0}, "`rtol` must be from 1e-12 to below 1, but is 0.0"),
         ({"atol": -1.0}, "`atol` must be positive, but is -1.0"),
-        ({"rtol": 1e-16}, "`rtol` must be at least 1e-12, but is 1e-16"),
+        ({"rtol": 1e-16}, "`rtol` must be from 1e-12 to below 1, but is 1e-16"),
         ({"saveat": 3}, "`saveat` must be a list of rules and functions, but is 3"),
         ({"max_steps": 0}, "`max_steps` must be at least 1, but is 0"),
         ({"until": 3.0}, "`until` must be Time, LogTime or LogInverseLoss, but is 3.0"),

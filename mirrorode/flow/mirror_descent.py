@@ -1,0 +1,152 @@
+"""Mirror descent: the discrete counterpart of the flow, as an optimizer of torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from mirrorode.flow.description import describe, rebuild
+from mirrorode.problem.consistency import require_mirror
+from mirrorode.problem.errors import InputError, require, require_number
+from mirrorode.problem.geometries import for_width
+from mirrorode.problem.potentials import SeparablePotential
+
+
+class MirrorDescent(torch.optim.Optimizer):
+    """z ← z − η∇𝓛 with θ = ∇R*(z), or its linearization in θ.
+
+    As η → 0 both tend to the mirror flow, at first order. With the `Euclidean` potential both are
+    `torch.optim.SGD`, bit for bit.
+
+    Args:
+        params: parameters, or groups of them as for any optimizer, each with a "potential", "lr" or
+            "dual" of its own if it is to differ.
+        potential: R, for every entry of a parameter.
+        lr: η > 0.
+        dual: whether to step in the dual variable, which is mirror descent proper; else
+            θ ← θ − η ∇²R⁻¹(θ)∇𝓛, as the paper trains its vision networks (Appendix J.3), which
+            needs no inverse map and no memory.
+
+    Raises:
+        InputError: if ``lr`` is not positive, or a potential is not separable or no mirror
+            potential, or a parameter is neither float32 nor float64.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        potential: SeparablePotential,
+        lr: float,
+        *,
+        dual: bool = True,
+    ) -> None:
+        super().__init__(params, {"potential": potential, "lr": lr, "dual": dual})
+
+    @classmethod
+    def for_width(
+        cls,
+        module: nn.Module,
+        potential: SeparablePotential,
+        lr: float,
+        *,
+        dual: bool = False,
+        printed: bool = False,
+    ) -> Self:
+        """Of a module, the potential scaled to the inputs of the units of each parameter (J.3).
+
+        Args:
+            module: whose parameters are trained.
+            potential: as for `mirrorode.for_width`.
+            lr: η > 0.
+            dual: as above; the paper does not.
+            printed: whether the power of the width is the one printed in the paper.
+
+        Raises:
+            InputError: as above, or for a potential that has no such form.
+        """
+        groups = [
+            {"params": [it], "potential": for_width(potential, width_of(it), printed=printed)}
+            for it in module.parameters()
+        ]
+        return cls(groups, potential, lr, dual=dual)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As for any optimizer; the group is checked first."""
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            _require(group)
+        except InputError:
+            del self.param_groups[-1]
+            raise
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step; what ``closure`` gives, if there is one, which is called first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            potential, rate = group["potential"], group["lr"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                if group["dual"]:
+                    state = self.state[parameter]
+                    if not state:
+                        state["dual"] = potential.gradient(parameter).clone()
+                    state["dual"].add_(parameter.grad, alpha=-rate)
+                    parameter.copy_(potential.inverse_gradient(state["dual"]))
+                else:
+                    parameter.add_(potential.precondition(parameter, parameter.grad), alpha=-rate)
+        return loss
+
+    def state_dict(self) -> dict[str, Any]:
+        """As for any optimizer; potentials as plain data."""
+        found = super().state_dict()
+        for group in found["param_groups"]:
+            group["potential"] = describe(group["potential"])
+        return found
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As for any optimizer.
+
+        Raises:
+            InputError: if a potential is one's own, and not the one that this optimizer has.
+        """
+        groups = state_dict["param_groups"]
+        own = [group["potential"] for group in self.param_groups]
+        if len(groups) == len(own):  # else the call below says what is wrong
+            pairs = zip(groups, own, strict=True)
+            groups = [group | {"potential": _known(group["potential"], it)} for group, it in pairs]
+        super().load_state_dict(state_dict | {"param_groups": groups})
+
+
+def width_of(parameter: Tensor) -> int:
+    """Inputs of a unit, (out, in, …): the entries over the first dimension; one for a bias."""
+    return max(1, math.prod(parameter.shape[1:]))
+
+
+def _known(description: Any, own: SeparablePotential) -> SeparablePotential:
+    if description == describe(own):
+        return own
+    found = rebuild(description)
+    assert isinstance(found, SeparablePotential)
+    return found
+
+
+def _require(group: dict[str, Any]) -> None:
+    """Refuse a group that cannot be stepped."""
+    potential = group["potential"]
+    fine = isinstance(potential, SeparablePotential)
+    require(fine, "potential", "be a separable potential", repr(potential))
+    require_number(group["lr"], "lr", "be positive", 0.0, strict=True)
+    for parameter in group["params"]:
+        real = parameter.dtype in (torch.float32, torch.float64)
+        require(real, "params", "be of dtype float32 or float64", parameter.dtype)
+    require_mirror(potential, sum(it.numel() for it in group["params"]))
