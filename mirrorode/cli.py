@@ -18,7 +18,6 @@ from mirrorode.problem.errors import InputError
 
 if TYPE_CHECKING:
     from mirrorode.experiment.scenario import Scenario
-    from mirrorode.flow.trajectory import Trajectory
 
 RUNS = Path("runs")
 
@@ -247,6 +246,8 @@ def _check(command: Check) -> int:
     from rich.console import Console
 
     from mirrorode.experiment import run, scenario, store
+    from mirrorode.flow.trajectory import Trajectory
+    from mirrorode.theory.verdicts import Verdicts
     from mirrorode.theory.verify import verify
 
     folder, is_run = Path(command.target), False
@@ -258,7 +259,10 @@ def _check(command: Check) -> int:
         kind, home = scenario.load(command.target), command.out / command.target
         chosen = store.configured(kind, home)
         runs = _stored(command.out, command.target, chosen)
-    verdicts = {name: verify(found) for name, found in runs.items()}
+    verdicts = {
+        name: verify(found) if isinstance(found, Trajectory) else Verdicts()
+        for name, found in runs.items()
+    }
     if not command.json:
         return 0 if run.check(runs, verdicts, Console()) else 1
     rows = {name: found.rows() for name, found in verdicts.items()}
@@ -286,7 +290,7 @@ def _figures(command: Figures) -> int:
     return 0
 
 
-def _stored(out: Path, name: str, chosen: Scenario) -> dict[str, Trajectory]:
+def _stored(out: Path, name: str, chosen: Scenario) -> dict[str, Any]:
     """The stored runs of a scenario; those by another version of the code are named."""
     from mirrorode.experiment import store
 

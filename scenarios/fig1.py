@@ -19,8 +19,9 @@ from torch import Tensor
 
 import mirrorode as mo
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.paper import POTENTIALS
-from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.problem.errors import require_integer, require_number, require_rtol
 from mirrorode.theory.balance import unit_laws
 
@@ -66,7 +67,7 @@ class Fig1(Scenario):
         """Two starts instead of four, and not as far beyond the panel."""
         return replace(self, starts=2, limit=100.0)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """One trajectory a potential and start."""
         require_integer(self.starts, "starts", 1, 4)
         must = f"be at least {HALF**2:g}, where the panel ends"
@@ -76,7 +77,7 @@ class Fig1(Scenario):
         network = mo.MLP((1, 1, 1), activation="linear")
         until = mo.LogInverseLoss(self.limit)
         return [
-            Job(
+            Integration(
                 f"{name}-start{number}",
                 mo.MirrorFlow(network, data, potential),
                 torch.tensor(start, dtype=torch.float64, device=device),

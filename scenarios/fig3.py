@@ -14,6 +14,7 @@ import torch
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.lambdas import SHOWN, STYLES
 from mirrorode.experiment.long import (
     EPSILONS,
@@ -24,7 +25,7 @@ from mirrorode.experiment.long import (
 )
 from mirrorode.experiment.panels import draw_counted, name_axes
 from mirrorode.experiment.paper import HOMOGENEOUS, HYPERBOLIC
-from mirrorode.experiment.scenario import Job, ResultTable
+from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of, student, theta_at
 from mirrorode.flow.stopping import LogTime
 from mirrorode.flow.trajectory import Trajectory
@@ -49,7 +50,7 @@ class Fig3(Students):
 
     two = ("euclidean", *HOMOGENEOUS, *HYPERBOLIC)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """The students, and λ = 10 at two other widths."""
         other = [replace(self, neurons=it) for it in (max(1, self.neurons // 2), 2 * self.neurons)]
         widths = [student(it, 2, SLOW, 0, device) for it in other]

@@ -20,7 +20,8 @@ from torch import Tensor
 
 import mirrorode as mo
 from mirrorode.experiment.figures import TEACHER, colour
-from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.experiment.integration import Integration
+from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.problem.errors import (
     LARGEST,
     SEEDS,
@@ -74,7 +75,7 @@ class Reparameterization(Scenario):
         """A smaller ReLU network, not as far, nor as exactly."""
         return replace(self, neurons=6, samples=16, limit=100.0, rtol=1e-7)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """Each flow of each problem at two tolerances, and that with the paper's λ at one."""
         require_number(self.lam, "lam", "be positive", 0.0, strict=True)
         for name in ("dim", "neurons"):
@@ -95,7 +96,9 @@ class Reparameterization(Scenario):
             for job in self._jobs_of(name, network, data[name].to(device), device)
         ]
 
-    def _jobs_of(self, name: str, network: mo.MLP, data: mo.Dataset, device: str) -> list[Job]:
+    def _jobs_of(
+        self, name: str, network: mo.MLP, data: mo.Dataset, device: str
+    ) -> list[Integration]:
         theta = network.initial(0).to(device)
         entropy = mo.MirrorFlow(network, data, mo.HyperbolicEntropy(self.lam))
         paper = mo.MirrorFlow(network, data, mo.HyperbolicEntropy(PAPER * self.lam))
@@ -112,7 +115,9 @@ class Reparameterization(Scenario):
             ("entropy-paper", paper, theta, coarse),
         )
         until = save[-1]
-        return [Job(f"{name}-{it}", flow, at, until, save, rtol) for it, flow, at, rtol in parts]
+        return [
+            Integration(f"{name}-{it}", flow, at, until, save, rtol) for it, flow, at, rtol in parts
+        ]
 
     def figure(self, runs: Runs) -> Figure:
         """The flow on its hyperbola and the weights on the left, differences on the right."""

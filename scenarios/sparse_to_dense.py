@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.panels import active
 from mirrorode.experiment.paper import ALL, HOMOGENEOUS, HYPERBOLIC, LOSS
-from mirrorode.experiment.scenario import Job, ResultTable
+from mirrorode.experiment.scenario import ResultTable
 from mirrorode.experiment.students import Runs, Students, of, student, theta_at
 from mirrorode.flow.stopping import LogInverseLoss
 from mirrorode.flow.trajectory import Trajectory
@@ -42,7 +43,7 @@ class SparseToDense(Students):
 
     two = ("euclidean", *HYPERBOLIC, *HOMOGENEOUS)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """The students of the paper's potentials, and of others not as far."""
         near = replace(self, limit=min(self.limit, 1e6))
         return [

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import mirrorode as mo
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.paper import LOSS as PAPER_LOSS
 from mirrorode.experiment.paper import POTENTIALS
-from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.problem.errors import LARGEST, require_integer, require_number, require_rtol
 from mirrorode.theory.alignment import misaligned
 
@@ -59,7 +60,7 @@ class Statements(Scenario):
         """A smaller student on fewer points, and not as far."""
         return replace(self, neurons=20, samples=50, limit=1e6)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """One trajectory a potential."""
         require_integer(self.neurons, "neurons", 1, LARGEST)
         require_rtol(self.rtol)
@@ -69,7 +70,9 @@ class Statements(Scenario):
         network = mo.MLP((2, self.neurons, 1))
         theta, until = network.initial(self.seed).to(device), mo.LogInverseLoss(self.limit)
         flows = {name: mo.MirrorFlow(network, data, it) for name, it in POTENTIALS.items()}
-        return [Job(name, flow, theta, until, None, self.rtol) for name, flow in flows.items()]
+        return [
+            Integration(name, flow, theta, until, None, self.rtol) for name, flow in flows.items()
+        ]
 
     def figure(self, runs: Runs) -> Figure:
         """Three limits, each as what is left to it, against the logarithm of the inverse loss."""

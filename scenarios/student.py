@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from mirrorode.experiment import paper
 from mirrorode.experiment.figures import colour, label
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.layers import draw_magnitudes
 from mirrorode.experiment.panels import (
     KS,
@@ -23,7 +24,7 @@ from mirrorode.experiment.panels import (
     short,
     teacher_key,
 )
-from mirrorode.experiment.scenario import Job, ResultTable, Scenario
+from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.experiment.students import Runs, theta_at, trained
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.stopping import LogInverseLoss, StoppingRule
@@ -79,7 +80,7 @@ class Student(Scenario):
         """A small student, on fewer points and not as far."""
         return replace(self, neurons=10, samples=30, limit=1e5, rtol=1e-4)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """The one trajectory."""
         require_integer(self.layers, "layers", 2, 100)
         require_integer(self.neurons, "neurons", 1, LARGEST)

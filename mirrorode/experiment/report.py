@@ -130,7 +130,8 @@ def cost(records: Records) -> str:
 def render(sections: list[Section]) -> str:
     """The page."""
     records = {path: it for part in sections for path, it in part.records.items()}
-    verdicts = {f"{path.parent.name}/{path.name}": store.verdicts(path) for path in records}
+    stored = {f"{path.parent.name}/{path.name}": store.verdicts(path) for path in records}
+    verdicts = {name: found for name, found in stored.items() if found}  # trainings have none
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,

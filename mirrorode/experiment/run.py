@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from rich import box
@@ -18,7 +18,7 @@ from mirrorode.experiment import store
 from mirrorode.experiment.keys import place
 from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.experiment.work import Task, work
-from mirrorode.flow.trajectory import Trajectory, write_atomically
+from mirrorode.flow.trajectory import write_atomically
 from mirrorode.problem.errors import require
 from mirrorode.theory.verdicts import Outcome, Verdicts
 
@@ -77,7 +77,7 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
-def pictures(scenario: Scenario, runs: Mapping[str, Trajectory], *kinds: str) -> dict[str, bytes]:
+def pictures(scenario: Scenario, runs: Mapping[str, Any], *kinds: str) -> dict[str, bytes]:
     """The figure of ``scenario``, drawn from stored runs, as the files of some kinds."""
     import matplotlib as mpl
 
@@ -94,9 +94,7 @@ def pictures(scenario: Scenario, runs: Mapping[str, Trajectory], *kinds: str) ->
     return found
 
 
-def draw(
-    name: str, scenario: Scenario, runs: Mapping[str, Trajectory], console: Console
-) -> list[Path]:
+def draw(name: str, scenario: Scenario, runs: Mapping[str, Any], console: Console) -> list[Path]:
     """Draw the figure and write the tables of ``scenario`` from stored runs; the paths written."""
     written = []
     for kind, content in pictures(scenario, runs, "png", "pdf").items():
@@ -132,11 +130,9 @@ def shown(table: ResultTable) -> Table:
     return found
 
 
-def check(
-    runs: Mapping[str, Trajectory], verdicts: Mapping[str, Verdicts], console: Console
-) -> bool:
+def check(runs: Mapping[str, Any], verdicts: Mapping[str, Verdicts], console: Console) -> bool:
     """Print how the runs ended and the statements over all of them; whether none failed."""
-    if not runs:
+    if not any(verdicts.values()):
         console.print("No trajectories are integrated here: there is no statement to check.")
         return True
     ended = Table(title="Runs", box=box.SIMPLE_HEAD)

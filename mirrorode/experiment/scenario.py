@@ -8,7 +8,7 @@ import importlib.util
 import io
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -17,31 +17,44 @@ from mirrorode.problem.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-    from torch import Tensor
-
-    from mirrorode.flow.mirror_flow import MirrorFlow
-    from mirrorode.flow.stopping import StoppingRule
-    from mirrorode.flow.trajectory import Trajectory
 
 NUMBER = 24  # characters: what is longer is no number
 
 
-@dataclass(frozen=True)
-class Job:
-    """One trajectory of a scenario, under the name of its run folder.
+Show = Callable[[float, str], None]
+"""Called with the share that is done and a line about where it is."""
+
+
+class Job(ABC):
+    """What of a scenario is computed and stored on its own, under the name of its run folder.
 
     Attributes:
-        saveat: what of it is stored; everything, with its dense output, if None.
+        name: of the run folder.
         study: the folder in which scenarios share it; that of the scenario itself if empty.
     """
 
     name: str
-    flow: MirrorFlow
-    theta0: Tensor
-    until: StoppingRule
-    saveat: Sequence[StoppingRule] | None
-    rtol: float
-    study: str = ""
+    study: str
+
+    @abstractmethod
+    def identity(self) -> dict[str, Any]:
+        """All that the result depends on but the code, as JSON has it."""
+
+    @abstractmethod
+    def modules(self) -> set[str]:
+        """The modules on whose code the result depends, beside `problem` and `flow`."""
+
+    @abstractmethod
+    def compute(self, checkpoint: Path, show: Show) -> Any:
+        """The result, which has a method ``save(path)``; from the checkpoint if there is one."""
+
+    @abstractmethod
+    def told(self, result: Any) -> dict[str, Any]:
+        """What ``run.json`` says of the result: status, message, statistics, measured, verdicts."""
+
+    @abstractmethod
+    def load(self, path: Path) -> Any:
+        """The result that was saved."""
 
 
 @dataclass(frozen=True)
@@ -80,19 +93,19 @@ class Scenario(ABC):
         """A smaller variant that shows the same in a minute or two."""
 
     @abstractmethod
-    def jobs(self, device: str) -> list[Job]:
-        """The trajectories to integrate."""
+    def jobs(self, device: str) -> Sequence[Job]:
+        """What is to be computed."""
 
     @abstractmethod
-    def figure(self, runs: Mapping[str, Trajectory]) -> Figure:
+    def figure(self, runs: Mapping[str, Any]) -> Figure:
         """The figure, from stored runs only."""
 
     @abstractmethod
-    def tables(self, runs: Mapping[str, Trajectory]) -> list[ResultTable]:
+    def tables(self, runs: Mapping[str, Any]) -> list[ResultTable]:
         """The tables, from stored runs only; the first one is that of the paper."""
 
     @abstractmethod
-    def plotted(self, runs: Mapping[str, Trajectory]) -> ResultTable:
+    def plotted(self, runs: Mapping[str, Any]) -> ResultTable:
         """The numbers behind the figure."""
 
 

@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
@@ -19,15 +19,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mirrorode.experiment.keys import code, identity, place
+from mirrorode.experiment.keys import code, place
 from mirrorode.experiment.scenario import Job, Scenario, load
-from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.trajectory import Trajectory, write_atomically
 from mirrorode.problem.errors import InputError
-from mirrorode.problem.modules import Network
-from mirrorode.theory.margins import norm_margin
 from mirrorode.theory.verdicts import Outcome, Verdict, Verdicts
 
+RESULT = "trajectory.npz"
 DRAWN = "drawn"  # beside the run folders of a scenario: what it was drawn with last
 PACKAGES = ("mirrorode", "torch", "torchdiffeq", "numpy", "scipy")
 
@@ -62,37 +60,15 @@ def configuration(scenario: Scenario) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(scenario)))
 
 
-def save(
-    folder: Path,
-    name: str,
-    settings: dict[str, Any],
-    job: Job,
-    run: Trajectory,
-    verdicts: Verdicts,
-) -> None:
+def save(folder: Path, name: str, settings: dict[str, Any], job: Job, result: Any) -> None:
     """Write one run; ``run.json`` last, so that its presence means a complete folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    run.save(folder / "trajectory.npz")
+    result.save(folder / RESULT)
     content = {
         **_head(name, job.name, settings),
-        "made": identity(job),
-        "trajectory": _file_digest(folder / "trajectory.npz"),
-        "flow": {
-            "network": repr(job.flow.network),
-            "dataset": repr(job.flow.dataset),
-            "potential": repr(job.flow.potential),
-        },
-        "until": repr(job.until),
-        "rtol": job.rtol,
-        "status": run.status.name,
-        "message": run.message,
-        "statistics": asdict(run.stats) | {"evaluations": run.stats.evaluations},
-        "log_time": float(run.log_time[-1]),
-        "log_inverse_loss": float(run.log_inverse_loss[-1]),
-        "margins": {
-            f"L{k:g}": float(norm_margin(run.flow, run.theta[-1], k)) for k in (1, 2, 3, math.inf)
-        },
-        "verdicts": json.loads(verdicts.to_json()),
+        "job": type(job).__name__,
+        "made": job.identity(),
+        "trajectory": _file_digest(folder / RESULT),
+        **job.told(result),
     }
     write(folder, content)
 
@@ -203,11 +179,12 @@ def _listed(folder: Path, out: Path) -> Stored:
     state = "complete" if whole else "damaged"
     if state == "damaged" and checkpoint(folder).exists():
         state = "interrupted"
-    stats, versions = found.get("statistics", {}), found.get("versions", {})
+    stats, versions, measured = (found.get(it, {}) for it in ("statistics", "versions", "measured"))
     return Stored(
         str(folder.relative_to(out)), found.get("scenario", ""), versions.get("mirrorode", ""),
-        state, found.get("status", ""), found.get("log_inverse_loss", ""), stats.get("steps", ""),
-        stats.get("wall_seconds", ""), sum(it.stat().st_size for it in folder.iterdir()),
+        state, found.get("status", ""), measured.get("log_inverse_loss", ""),
+        stats.get("steps", ""), stats.get("wall_seconds", ""),
+        sum(it.stat().st_size for it in folder.iterdir()),
     )  # fmt: skip
 
 
@@ -219,12 +196,12 @@ def checkpoint(folder: Path) -> Path:
 def is_done(folder: Path, job: Job) -> bool:
     """Whether ``folder`` holds a complete run of this very job, every byte as it was written."""
     found = record(folder)
-    return found.get("made") == identity(job) and _is_whole(folder, found)
+    return found.get("made") == job.identity() and _is_whole(folder, found)
 
 
 def _is_whole(folder: Path, found: dict[str, Any]) -> bool:
     """Whether the trajectory is the one that ``run.json`` was written with."""
-    return bool(found) and found.get("trajectory") == _file_digest(folder / "trajectory.npz")
+    return bool(found) and found.get("trajectory") == _file_digest(folder / RESULT)
 
 
 def find(out: Path, name: str, job: Job) -> Path | None:
@@ -236,7 +213,7 @@ def find(out: Path, name: str, job: Job) -> Path | None:
     return max(others, key=lambda path: (path / "run.json").stat().st_mtime, default=None)
 
 
-def of_other_code(out: Path, name: str, jobs: list[Job]) -> list[str]:
+def of_other_code(out: Path, name: str, jobs: Sequence[Job]) -> list[str]:
     """The names of those jobs whose runs are stored by another version of the code only."""
     found = ((job, find(out, name, job)) for job in jobs)
     return [job.name for job, at in found if at not in (None, place(out, name, job))]
@@ -282,20 +259,17 @@ def configured(kind: type[Scenario], folder: Path) -> Scenario:
         raise InputError(sentence) from None
 
 
-def load_runs(out: Path, name: str, jobs: list[Job]) -> dict[str, Trajectory]:
-    """The stored trajectories of ``jobs``, those of scenario ``name``, by their own names.
+def load_runs(out: Path, name: str, jobs: Sequence[Job]) -> dict[str, Any]:
+    """The stored results of ``jobs``, those of scenario ``name``, by their own names.
 
     Raises:
         InputError: if one is not there or is damaged.
     """
     places = require_stored(out, name, jobs)
-    return {
-        job.name: Trajectory.load(places[job.name] / "trajectory.npz", _not_stored(job.flow))
-        for job in jobs
-    }
+    return {job.name: job.load(places[job.name] / RESULT) for job in jobs}
 
 
-def require_stored(out: Path, name: str, jobs: list[Job]) -> dict[str, Path]:
+def require_stored(out: Path, name: str, jobs: Sequence[Job]) -> dict[str, Path]:
     """The folders of the runs of ``jobs``, by their names.
 
     Raises:
@@ -308,26 +282,20 @@ def require_stored(out: Path, name: str, jobs: list[Job]) -> dict[str, Path]:
     return {it: path for it, path in places.items() if path}
 
 
-def load_run(folder: Path) -> Trajectory:
-    """The trajectory in one run folder, with the flow of its scenario if it does not hold its own.
+def load_run(folder: Path) -> Any:
+    """The result in one run folder, by its scenario if it cannot be read without.
 
     Raises:
-        InputError: if it is damaged, or its scenario does not say which flow it is of.
+        InputError: if it is damaged, or its scenario does not say what it is.
     """
-    found, path = record(folder), folder / "trajectory.npz"
-    flow = found.get("flow")
-    described = flow.get("network", "") if isinstance(flow, dict) else ""
-    if not str(described).startswith("Network("):
+    found, path = record(folder), folder / RESULT
+    network = found.get("flow", {}).get("network", "")
+    if found.get("job", "Integration") == "Integration" and not network.startswith("Network("):
         return Trajectory.load(path)
     try:
         chosen = load(found["scenario"])(**found["configuration"])
+        jobs = {job.name: job for job in chosen.jobs("cpu")}
+        return jobs[found["run"]].load(path)
     except (LookupError, TypeError):
         sentence = f"`NAME` must have a run.json of this version, but {folder} has another"
         raise InputError(sentence) from None
-    flows = {job.name: job.flow for job in chosen.jobs("cpu")}
-    return Trajectory.load(path, flows.get(found["run"]))
-
-
-def _not_stored(flow: MirrorFlow) -> MirrorFlow | None:
-    """The flow, if a trajectory file cannot hold it: a module is code."""
-    return flow if isinstance(flow.network, Network) else None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from mirrorode.experiment import paper
-from mirrorode.experiment.scenario import Job, Scenario
+from mirrorode.experiment.integration import Integration
+from mirrorode.experiment.scenario import Scenario
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.stopping import LogInverseLoss, LogTime, StoppingRule
 from mirrorode.flow.trajectory import Trajectory
@@ -58,7 +59,7 @@ class Students(Scenario):
         """One small student a potential, on fewer points and not as far."""
         return replace(self, seeds=1, neurons=10, samples=30, limit=1e5, rtol=1e-4)
 
-    def jobs(self, device: str) -> list[Job]:
+    def jobs(self, device: str) -> list[Integration]:
         """One trajectory a potential, number of layers and seed."""
         require_integer(self.seeds, "seeds", 1, 1000)
         require_integer(self.neurons, "neurons", 1, LARGEST)
@@ -80,7 +81,7 @@ def student(
     seed: int,
     device: str,
     potential: SeparablePotential | None = None,
-) -> Job:
+) -> Integration:
     """The trajectory of one student by a potential of the paper, or by one of another name."""
     data = teacher_student(samples=settings.samples, seed=settings.data_seed).to(device)
     network = MLP((2, *[settings.neurons] * (layers - 1), 1))
@@ -88,7 +89,7 @@ def student(
     return trained(flow, name, seed, settings.limit, settings.rtol)
 
 
-def trained(flow: MirrorFlow, name: str, seed: int, limit: float, rtol: float) -> Job:
+def trained(flow: MirrorFlow, name: str, seed: int, limit: float, rtol: float) -> Integration:
     """The trajectory of a student by this flow, its potential called ``name``."""
     network, data = flow.network, flow.dataset
     assert isinstance(network, MLP)
@@ -96,7 +97,9 @@ def trained(flow: MirrorFlow, name: str, seed: int, limit: float, rtol: float) -
     study = f"students-{'-'.join(map(str, network.widths))}"
     saveat = _points(limit) if layers > 2 else None
     theta = network.initial(seed).to(data.x)
-    return Job(key(layers, name, seed), flow, theta, LogInverseLoss(limit), saveat, rtol, study)
+    return Integration(
+        key(layers, name, seed), flow, theta, LogInverseLoss(limit), saveat, rtol, study
+    )
 
 
 def key(layers: int, name: str, seed: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from mirrorode.theory.verdicts import Outcome as Verdict
 MOST = 100_000  # points of a grid
 SHOWN = 40  # rows of a summary that are printed
 
-Point = Mapping[str, Any]
+Point = dict[str, Any]
 """Values of some fields of a scenario."""
 
 
@@ -122,32 +122,37 @@ class Sweep:
         return " ".join((*values, self.tasks[folder].job.name))
 
     def summary(self) -> ResultTable:
-        """A row for each point and run: how it ended, margins, statistics, verdicts."""
-        names = list(self.rows[0][0])
-        columns = (*names, "run", "state", *MEASURED, *KINDS, "folder")
-        rows = (self._row(point, folder) for point, folder in self.rows)
+        """A row for each point and run: how it ended, what was measured, statistics, verdicts."""
+        records = {
+            folder: store.record(folder) if store.is_done(folder, task.job) else {}
+            for folder, task in self.tasks.items()
+        }
+        measured = next((list(it["measured"]) for it in records.values() if it), [])
+        columns = (
+            *self.rows[0][0], "run", "state", "status", *measured, *STATISTICS, *KINDS, "folder",
+        )  # fmt: skip
+        rows = []
+        for point, folder in self.rows:
+            found = records[folder]
+            kinds = [row["outcome"] for row in found.get("verdicts", ())]
+            cells = point | {
+                "run": self.tasks[folder].job.name,
+                "state": self._state(folder, found),
+            }
+            cells |= {"status": found.get("status", ""), "folder": folder}
+            cells |= found.get("measured", {}) | found.get("statistics", {})
+            cells |= {name: kinds.count(kind.value) for name, kind in KINDS.items() if found}
+            rows.append(tuple(_text(cells.get(name, "")) for name in columns))
         return ResultTable(f"Sweep of {self.name}", columns, tuple(rows))
 
-    def _row(self, point: Point, folder: Path) -> tuple[str, ...]:
-        task, found = self.tasks[folder], {}
-        if store.is_done(folder, task.job):
-            found = store.record(folder)
-            state = "complete"
-        else:
-            state = f"failed: {self.failed[folder]}" if folder in self.failed else "missing"
-        flat = found | found.get("statistics", {}) | found.get("margins", {})
-        kinds = [row["outcome"] for row in found.get("verdicts", ())]
-        counts = [str(kinds.count(kind.value)) if found else "" for kind in KINDS.values()]
-        measured = [_text(flat.get(name, "")) for name in MEASURED]
-        values = [_text(value) for value in point.values()]
-        return (*values, task.job.name, state, *measured, *counts, str(folder))
+    def _state(self, folder: Path, found: dict[str, Any]) -> str:
+        if found:
+            return "complete"
+        return f"failed: {self.failed[folder]}" if folder in self.failed else "missing"
 
 
-BRIEF = ("ended", "log_time", "L1", "L2", "steps", "fails")
-MEASURED = (
-    "status", "log_time", "log_inverse_loss", "L1", "L2", "L3", "Linf", "steps", "evaluations",
-    "events", "wall_seconds",
-)  # fmt: skip
+BRIEF = ("ended", "log_time", "L1", "L2", "test_accuracy", "steps", "fails")
+STATISTICS = ("steps", "evaluations", "events", "wall_seconds")
 KINDS = {"holds": Verdict.HOLDS, "not_yet": Verdict.NOT_YET, "fails": Verdict.FAILS}
 
 
@@ -198,7 +203,7 @@ def brief(table: ResultTable, points: int) -> ResultTable:
     for row in rows:
         row["ended"] = row["status"] or row["state"]
     end = table.columns.index("run") + (len(rows) > points)
-    kept = (*table.columns[:end], *BRIEF)
+    kept = (*table.columns[:end], *(it for it in BRIEF if it in rows[0]))
     return ResultTable(table.title, kept, tuple(tuple(row[it] for it in kept) for row in rows))
 
 

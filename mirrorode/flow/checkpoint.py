@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mirrorode.flow.archive import pack, unpack
@@ -34,13 +35,14 @@ class Checkpoint:
     """The file of one integration.
 
     Attributes:
-        path: the file; identity: all that the integration depends on, as text.
+        path: the file; device: of the tensors in it.
+        identity: all that the integration depends on, as text.
         due: the number of steps at which it is written next.
         failed: why it could not be written last, if so.
     """
 
     path: Path
-    flow: MirrorFlow
+    device: torch.device
     identity: str
     due: int = field(default_factory=lambda: FIRST)
     failed: str = ""
@@ -65,7 +67,7 @@ class Checkpoint:
         described = re.sub(r" at 0x[0-9a-f]+", "", " ".join(map(repr, parts)))
         identity = f"{content.hexdigest()} {described}"
         known = {"flow": flow, "network": flow.network, "potential": flow.potential}
-        return cls(path, flow, identity, _known=known)
+        return cls(path, data.x.device, identity, _known=known)
 
     def read(self) -> Any:
         """What was written, or None. A damaged file is set aside, with a warning.
@@ -79,7 +81,7 @@ class Checkpoint:
             head, digest, data = self.path.read_bytes().split(b"\n", 2)
             if head + b"\n" != MAGIC or hashlib.sha256(data).hexdigest().encode() != digest:
                 raise ValueError
-            steps, identity, value = unpack(data, self._known, self.flow.dataset.x.device)
+            steps, identity, value = unpack(data, self._known, self.device)
         except DAMAGE:
             aside = self._aside()
             warnings.warn(
@@ -113,7 +115,7 @@ class Checkpoint:
         except OSError as error:
             self.failed = f"the checkpoint of step {steps} was not written ({error.strerror})"
         self.due = _after(steps)
-        return unpack(data, self._known, self.flow.dataset.x.device)[2]
+        return unpack(data, self._known, self.device)[2]
 
 
 def _after(steps: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -60,3 +61,17 @@ def soft_q_margin(flow: MirrorFlow, theta: Tensor) -> Tensor:
 
 def _normaliser(flow: MirrorFlow, theta: Tensor) -> Tensor:
     return q_potential(flow, theta) ** (flow.network.degree / asymptotic_degree(flow))
+
+
+def layer_product_margin(outputs: Tensor, labels: Tensor, weights: Iterable[Tensor]) -> Tensor:
+    """min_i (f_{y_i} − max_{j ≠ y_i} f_j)(x_i) / Π_l ‖W_l‖_F, as Appendix J.3 follows it.
+
+    Args:
+        outputs: of a network of several classes, (K, classes).
+        labels: (K,), integers.
+        weights: one tensor a layer, in which the network is homogeneous each by itself.
+    """
+    own = outputs.gather(1, labels[:, None])[:, 0]
+    others = outputs.scatter(1, labels[:, None], -math.inf).amax(1)
+    sizes = [torch.linalg.vector_norm(it) for it in weights]
+    return (own - others).amin() / torch.stack(sizes).prod()

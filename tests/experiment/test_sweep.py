@@ -19,8 +19,8 @@ import mirrorode as mo
 from mirrorode.experiment import store, sweep, workers
 from mirrorode.experiment.cluster import connect, on_cluster
 from mirrorode.experiment.display import Display
+from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.keys import place
-from mirrorode.experiment.scenario import Job
 from mirrorode.experiment.work import Task
 from tests.experiment.commands import call, stored
 from tests.experiment.deadly import Deadly
@@ -111,7 +111,7 @@ def deadly(path, deaths, name):
     data = mo.teacher_student(samples=8, seed=1)
     network = mo.MLP((2, 3, 1))
     flow = mo.MirrorFlow(network, data, Deadly(left=str(left)))
-    job = Job(name, flow, network.initial(0), mo.LogInverseLoss(10.0), [], 1e-5)
+    job = Integration(name, flow, network.initial(0), mo.LogInverseLoss(10.0), [], 1e-5)
     return Task("student", {}, job)
 
 
