@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
+import signal
 import sys
+import threading
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -115,10 +118,19 @@ class SweepOptions:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the ``mirrorode`` command."""
     argv = sys.argv[1:] if arguments is None else arguments
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Greek letters, on any terminal
+            stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _interrupt)
     try:
         code = _dispatch(argv)
     except InputError as error:
         print(f"mirrorode: {error}", file=sys.stderr)
+        code = 2
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"mirrorode: {where}{error.strerror or error}", file=sys.stderr)
         code = 2
     except KeyboardInterrupt:
         print(
@@ -129,11 +141,18 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(code)
 
 
+def _interrupt(*_: object) -> None:
+    """End as by ctrl-C: what has been computed is kept and told."""
+    raise KeyboardInterrupt
+
+
 def _dispatch(argv: list[str]) -> int:
     if argv[:1] == ["--version"]:
         print(f"mirrorode {__version__}")
         return 0
-    if len(argv) > 1 and argv[0] in ("run", "sweep") and not argv[1].startswith("-"):
+    if len(argv) > 1 and argv[0] in ("run", "sweep") and argv[1] not in ("-h", "--help"):
+        if argv[1].startswith("-"):
+            raise InputError(f"`NAME` must come right after `{argv[0]}`, but is {argv[1]!r}")
         return (_run if argv[0] == "run" else _sweep)(argv[1], argv[2:])
     commands = (
         Annotated[ListScenarios, tyro.conf.subcommand("list")]
@@ -157,7 +176,7 @@ def _dispatch(argv: list[str]) -> int:
         return _figures(command)
     if isinstance(command, Report):
         return _report(command)
-    raise InputError(f"`NAME` must come right after `{argv[0]}`, but is missing")
+    raise AssertionError(command)
 
 
 def _list(command: ListScenarios) -> int:
@@ -219,8 +238,17 @@ def _sweep(name: str, argv: list[str]) -> int:
     options, base = _chosen("sweep", SweepOptions(), name, argv)
     from mirrorode.experiment import sweep
 
-    def typed(field: str, text: str) -> Any:
-        return getattr(_chosen("sweep", SweepOptions(), name, [f"--{field}={text}"])[1], field)
+    def typed(field: str, texts: list[str]) -> list[Any]:
+        kind = get_type_hints(type(base))[field]
+
+        def read(form: Any, words: list[str]) -> Any:
+            axis: Any = make_dataclass("Axis", [(field, form)])
+            return getattr(parsed(axis, args=words, prog=f"mirrorode sweep {name}"), field)
+
+        try:
+            return list(read(tuple.__class_getitem__((kind, ...)), [f"--{field}", *texts]))
+        except InputError:  # slower, and it says which
+            return [read(kind, [f"--{field}={text}"]) for text in texts]
 
     grid = sweep.points(type(base), options.grid, typed)
     chosen = sweep.Sweep.of(name, base, grid, options.device, options.out)

@@ -41,7 +41,7 @@ class Fig14(Vision):
                 draw_distribution(axis, of(runs, mirror), mirror, place)
             axis.set_title(f"{name} layer")
         axes[0].set_ylabel("density")
-        axes[0].legend(loc="lower left", fontsize=6)
+        axes[0].legend(loc="upper right", fontsize=6)
         figure.suptitle(self.title, fontsize=8)
         return figure
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import uuid
@@ -16,7 +17,6 @@ from mirrorode.experiment import store
 from mirrorode.experiment.keys import code, place
 from mirrorode.experiment.work import Task, work
 from mirrorode.experiment.workers import Outcome, Tell, paced, packed, reason, unpacked
-from mirrorode.flow.trajectory import write_atomically
 from mirrorode.problem.errors import InputError
 
 if TYPE_CHECKING:
@@ -34,12 +34,20 @@ def connect(address: str) -> Client:
     """
     try:
         from distributed import Client
+        from distributed.comm import connect as reach
     except ImportError:
         sentence = "`cluster` needs Dask, which is not installed: pip install 'mirrorode[cluster]'"
         raise InputError(sentence) from None
+
+    async def tried() -> None:
+        comm = await reach(address, timeout=PATIENCE)
+        await comm.close()
+
     try:
+        # First without a client, which leaves a trace of its own where it cannot connect.
+        asyncio.run(tried())
         return Client(address, timeout=PATIENCE, set_as_default=False)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError) as error:
         sentence = "`cluster` must be the address of a running Dask scheduler"
         raise InputError(f"{sentence}, but is {address!r} ({reason(error)})") from None
 
@@ -59,10 +67,15 @@ def remotely(data: bytes, version: str, topic: str, number: int) -> dict[str, by
     # Where another worker of the machine finds the checkpoint if this one dies.
     scratch = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirrorode"
     show = paced(lambda share, state: worker.log_event(topic, (number, share, state)))
-    folder = work(unpacked(data), scratch, show)
-    found = {name: (folder / name).read_bytes() for name in FILES}
-    shutil.rmtree(folder)
-    return found
+    task = unpacked(data)
+    while True:
+        folder = work(task, scratch, show)
+        try:
+            found = {name: (folder / name).read_bytes() for name in FILES}
+        except FileNotFoundError:  # another sweep wanted the same, and was quicker
+            continue
+        shutil.rmtree(folder, ignore_errors=True)
+        return found
 
 
 def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> Generator[Outcome]:
@@ -80,7 +93,10 @@ def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> 
     ended = as_completed([], loop=client.loop, raise_errors=False)
 
     def hand_out() -> None:
-        threads = max(1, sum(client.nthreads().values()))
+        threads = sum(client.nthreads().values())
+        if not threads:
+            tell(0, 0.0, "waiting for a worker")
+        threads = max(1, threads)
         while len(numbers) < threads and (number := next(waiting, None)) is not None:
             future = client.submit(
                 remotely, packed(tasks[number]), version, topic, number, pure=False
@@ -115,10 +131,7 @@ def _stored(future: Any, task: Task, out: Path) -> str:
         return reason(error) if error else "the scheduler has dropped it"
     folder = place(out, task.name, task.job)
     try:
-        with store.claim(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, content in future.result().items():
-                write_atomically(folder / name, content)
+        store.receive(folder, task.job, future.result())
     except OSError as error:  # of this machine: the others may still find space
         return reason(error)
     return ""

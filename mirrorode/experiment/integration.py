@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mirrorode.experiment.scenario import Job, Show
+from mirrorode.flow.description import describe
 from mirrorode.flow.mirror_flow import MirrorFlow
 from mirrorode.flow.solve import solve
 from mirrorode.flow.stopping import LogInverseLoss, StoppingRule
@@ -45,11 +46,13 @@ class Integration(Job):
     def identity(self) -> dict[str, Any]:
         """Network, potential, samples, start and tolerance."""
         data = self.flow.dataset
-        tensors = (data.x, data.y, self.theta0)
+        tensors = [data.x, data.y, self.theta0]
+        if isinstance(self.flow.network, Network):
+            tensors += self.flow.network.module.state_dict().values()
         content = hashlib.sha256(b"".join(it.detach().cpu().numpy().tobytes() for it in tensors))
         return {
             "network": repr(self.flow.network),
-            "potential": repr(self.flow.potential),
+            "potential": describe(self.flow.potential),
             "samples and start": content.hexdigest(),
             "until": repr(self.until),
             "saveat": None if self.saveat is None else [repr(rule) for rule in self.saveat],
@@ -57,11 +60,11 @@ class Integration(Job):
         }
 
     def modules(self) -> set[str]:
-        """Those in which network and potential are defined."""
+        """Those in which network and potential are defined, and this one."""
         kinds: set[type] = {type(self.flow.network), type(self.flow.potential)}
         if isinstance(self.flow.network, Network):
             kinds |= {type(part) for part in self.flow.network.module.modules()}
-        return {kind.__module__ for kind in kinds}
+        return {kind.__module__ for kind in kinds} | {__name__}
 
     def compute(self, checkpoint: Path, show: Show) -> Trajectory:
         """Integrate, from the checkpoint if there is one."""

@@ -43,9 +43,13 @@ def _digest(paths: tuple[Path, ...]) -> str:
     for path in sorted(paths, key=lambda path: path.name):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for node in ast.walk(tree):
-            if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
-                continue
-            if ast.get_docstring(node, clean=False) is not None:
-                del node.body[0]
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                node.body = [it for it in node.body if not _is_text(it)]
         content.update(f"{path.name}\n{ast.dump(tree)}\n".encode())
     return content.hexdigest()[:16]
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    """Whether it only documents what is above it."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and isinstance(value.value, str)

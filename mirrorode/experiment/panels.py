@@ -152,7 +152,7 @@ def describe(rule: StoppingRule | None) -> str:
 def short(value: float) -> str:
     """A power of ten as it is written: 1e9 and 1e4, not 1e+09 and 10000."""
     text = f"{value:.0e}" if value >= 1e4 and float(f"{value:.0e}") == value else f"{value:g}"
-    return text.replace("e+0", "e").replace("e+", "e")
+    return text.replace("e+0", "e").replace("e+", "e").replace("e-0", "e-")
 
 
 def teacher_key() -> list[Line2D]:

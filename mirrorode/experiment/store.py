@@ -10,19 +10,21 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
 
 from mirrorode.experiment.keys import code, place
 from mirrorode.experiment.scenario import Job, Scenario, load
+from mirrorode.flow.checkpoint import set_aside
 from mirrorode.flow.trajectory import Trajectory, write_atomically
-from mirrorode.problem.errors import InputError
+from mirrorode.problem.errors import InputError, require
 from mirrorode.theory.verdicts import Outcome, Verdict, Verdicts
 
 RESULT = "trajectory.npz"
@@ -41,14 +43,14 @@ def writable(*folders: Path) -> None:
         try:
             missing = [it for it in (folder, *folder.parents) if not it.exists()]
             for path in reversed(missing):
-                path.mkdir()
+                path.mkdir(exist_ok=True)
                 made.append(path)
-            probe = folder / ".probe"
-            probe.write_bytes(b"")
-            probe.unlink()
+            with TemporaryFile(dir=folder):
+                pass
         except (OSError, ValueError) as error:
             for path in reversed(made):
-                path.rmdir()
+                with suppress(OSError):  # another process may use it by now
+                    path.rmdir()
             sentence = f"`out` must be a folder that can be written, but is {str(folder)!r}"
             raise InputError(f"{sentence} ({getattr(error, 'strerror', error)})") from None
 
@@ -123,26 +125,43 @@ def claim(folder: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[
     """Hold a run folder for this process; ``waiting`` is called if another process holds it."""
     locks = folder.parents[1] / ".locks"
     locks.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(locks / f"{folder.parent.name}-{folder.name}")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        waiting()
-        lock.acquire()
+    lock, patience = FileLock(locks / f"{folder.parent.name}-{folder.name}"), 0.0
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=patience)
+        except Timeout:
+            waiting()
+            patience = 1.0
     try:
         yield
     finally:
         lock.release()
 
 
-def set_aside(folder: Path) -> Path | None:
-    """Rename a folder whose run is damaged, and tell the new name; leave any other."""
-    if not (folder / "run.json").exists():
-        return None
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.damaged{number}")).exists():
-        number += 1
-    return folder.rename(aside)
+def begin(folder: Path) -> str:
+    """Make the folder of a run that is not done; where a damaged one was set aside, its new name.
+
+    One that was interrupted, between its last two files perhaps, has its checkpoint still.
+    """
+    holds = (folder / "run.json").exists() or (folder / RESULT).exists()
+    aside = ""
+    if (folder / "run.json").exists() or (holds and not checkpoint(folder).exists()):
+        aside = set_aside(folder).name
+    folder.mkdir(parents=True, exist_ok=True)
+    for partial in folder.glob("*.partial"):  # of a process that was killed
+        partial.unlink()
+    return aside
+
+
+def receive(folder: Path, job: Job, files: Mapping[str, bytes]) -> None:
+    """Store the files of a run that was done elsewhere, the last of which makes it complete."""
+    with claim(folder):
+        if is_done(folder, job):
+            return
+        begin(folder)
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        checkpoint(folder).unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -169,6 +188,7 @@ class Stored:
 
 def listing(out: Path) -> list[Stored]:
     """All run folders below ``out``."""
+    require(out.is_dir() or not out.exists(), "out", "be a folder", repr(str(out)))
     folders = {path.parent for path in out.glob("*/*/*") if path.is_file()}
     return [_listed(folder, out) for folder in sorted(folders)]
 
@@ -184,8 +204,15 @@ def _listed(folder: Path, out: Path) -> Stored:
         str(folder.relative_to(out)), found.get("scenario", ""), versions.get("mirrorode", ""),
         state, found.get("status", ""), measured.get("log_inverse_loss", ""),
         stats.get("steps", ""), stats.get("wall_seconds", ""),
-        sum(it.stat().st_size for it in folder.iterdir()),
+        sum(map(_size, folder.iterdir())),
     )  # fmt: skip
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:  # a running command has renamed it
+        return 0
 
 
 def checkpoint(folder: Path) -> Path:
@@ -289,6 +316,8 @@ def load_run(folder: Path) -> Any:
         InputError: if it is damaged, or its scenario does not say what it is.
     """
     found, path = record(folder), folder / RESULT
+    fine = _is_whole(folder, found) or not (folder / "run.json").exists()
+    require(fine, "RUN_DIR", "be the folder of a complete run", f"{folder}, which is damaged")
     network = found.get("flow", {}).get("network", "")
     if found.get("job", "Integration") == "Integration" and not network.startswith("Network("):
         return Trajectory.load(path)

@@ -94,7 +94,9 @@ def trained(flow: MirrorFlow, name: str, seed: int, limit: float, rtol: float) -
     network, data = flow.network, flow.dataset
     assert isinstance(network, MLP)
     layers = len(network.widths) - 1
-    study = f"students-{'-'.join(map(str, network.widths))}"
+    hidden = network.widths[1:-1]
+    shape = "-".join(map(str, hidden)) if layers < 5 else f"{hidden[0]}x{len(hidden)}"
+    study = f"students-{network.widths[0]}-{shape}-1"
     saveat = _points(limit) if layers > 2 else None
     theta = network.initial(seed).to(data.x)
     return Integration(

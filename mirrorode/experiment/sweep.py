@@ -24,7 +24,7 @@ from mirrorode.flow.trajectory import write_atomically
 from mirrorode.problem.errors import require
 from mirrorode.theory.verdicts import Outcome as Verdict
 
-MOST = 100_000  # points of a grid
+MOST = 10_000  # points of a grid
 SHOWN = 40  # rows of a summary that are printed
 
 Point = dict[str, Any]
@@ -35,7 +35,7 @@ def axis(expression: str) -> tuple[str, list[str]]:
     """The field of a grid expression and its values: ``lam=1e-4,1e-2,1`` or ``seed=0:6[:2]``.
 
     Raises:
-        InputError: if it is something else, or has more than 100,000 values.
+        InputError: if it is something else, or has more than 10,000 values.
     """
     name, equals, text = expression.partition("=")
     name, parts = name.strip().replace("-", "_"), [it.strip() for it in text.split(",")]
@@ -56,18 +56,18 @@ def _range(text: str) -> Sequence[str] | Iterator[str]:
         found = range(*bounds)
     except (ValueError, TypeError):
         found = range(0)
-    require(len(found) > 0, "grid", "have ranges start:stop[:step] of whole numbers", repr(text))
+    require(bool(found[:1]), "grid", "have ranges start:stop[:step] of whole numbers", repr(text))
     return map(str, found)
 
 
 def points(
-    kind: type[Scenario], expressions: Iterable[str], typed: Callable[[str, str], Any]
+    kind: type[Scenario], expressions: Iterable[str], typed: Callable[[str, list[str]], list[Any]]
 ) -> list[Point]:
-    """Every point of the grid of some expressions; ``typed`` makes a value of a field of its text.
+    """Every point of the grid of some expressions; ``typed`` makes values of a field of texts.
 
     Raises:
         InputError: if there is no grid, a field is named twice or not one of the scenario's, or
-            there are more than 100,000 points.
+            there are more than 10,000 points.
     """
     axes = [axis(it) for it in expressions]
     require(bool(axes), "grid", "be given, as in --grid seed=0:6", "missing")
@@ -77,7 +77,7 @@ def points(
         require(names.count(name) == 1, "grid", "name a field once", repr(name))
     count = math.prod(len(values) for _, values in axes)
     require(count <= MOST, "grid", f"have at most {MOST} points", count)
-    every = [[typed(name, value) for value in values] for name, values in axes]
+    every = [typed(name, values) for name, values in axes]
     return [dict(zip(names, values, strict=True)) for values in itertools.product(*every)]
 
 
@@ -115,11 +115,13 @@ class Sweep:
         require(bool(found.rows), "NAME", "be a scenario that integrates trajectories", name)
         return found
 
-    def label(self, folder: Path) -> str:
+    def labels(self) -> dict[Path, str]:
         """What the run in a folder is: the first point that has it, and its name."""
-        point = next(point for point, it in self.rows if it == folder)
-        values = (f"{name}={_text(value)}" for name, value in point.items())
-        return " ".join((*values, self.tasks[folder].job.name))
+        found = {}
+        for point, folder in reversed(self.rows):
+            values = (f"{name}={_text(value)}" for name, value in point.items())
+            found[folder] = " ".join((*values, self.tasks[folder].job.name))
+        return found
 
     def summary(self) -> ResultTable:
         """A row for each point and run: how it ended, what was measured, statistics, verdicts."""
@@ -172,7 +174,8 @@ def sweep(sweep: Sweep, out: Path, workers: int, cluster: str, console: Console)
     store.writable(home)
     todo = {it: task for it, task in sweep.tasks.items() if not store.is_done(it, task.job)}
     folders, tasks = list(todo), list(todo.values())
-    labels = [sweep.label(folder) for folder in folders]
+    known = sweep.labels()
+    labels = [known[folder] for folder in folders]
     try:
         with Display(sweep.name, labels, len(sweep.tasks) - len(todo), console) as display:
             if client is None:

@@ -21,6 +21,7 @@ from mirrorode.experiment.images import Images
 from mirrorode.experiment.scenario import Job, Show
 from mirrorode.experiment.vgg import VGG, prune
 from mirrorode.flow.checkpoint import Checkpoint
+from mirrorode.flow.description import describe
 from mirrorode.flow.mirror_descent import MirrorDescent
 from mirrorode.flow.trajectory import write_atomically
 from mirrorode.problem.arrays import DAMAGE, read_arrays
@@ -120,9 +121,9 @@ class Training(Job):
 
     def identity(self) -> dict[str, Any]:
         """Images, network, potential and how it is trained; on CUDA also that."""
-        known = ("vgg", "potential", "lr", "epochs", "batch", "seed", "printed")
+        known = ("vgg", "lr", "epochs", "batch", "seed", "printed")
         told = {name: repr(getattr(self, name)) for name in known}
-        return told | {"images": self.images.digest}
+        return told | {"potential": describe(self.potential), "images": self.images.digest}
 
     def modules(self) -> set[str]:
         """This one, that of the network and that of the images."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mirrorode.experiment.figures import colour
 from mirrorode.experiment.images import Images, cifar10, digits
+from mirrorode.experiment.panels import short
 from mirrorode.experiment.scenario import ResultTable, Scenario
 from mirrorode.experiment.training import Trained, Training
 from mirrorode.experiment.vgg import SMALL, VGG16, participation, weights
@@ -34,12 +35,12 @@ LAMBDAS = (1e-5, 0.01, 0.1, 1.0)
 """λ of the paper's sweep."""
 RATES = (0.1, 0.2)
 """η of it."""
-SMALL_LAM = 0.1
-"""λ whose networks are drawn."""
+SMALL_HYPERBOLIC, SMALL_P10 = 1e-5, 0.1
+"""λ whose networks are drawn; with a smaller one p = 10 hardly moves in as many epochs."""
 LARGE_LAM = 1e6
 """λ beside which |√width θ|^8 of all weights is small, so that p = 10 is gradient descent."""
 P = 10
-BINS = 60
+BINS = 24
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Mirror:
         """That of legends and tables."""
         lam = getattr(self.potential, "lam", None)
         name = LABELS[KINDS[type(self.potential)]]
-        name += f", λ = {lam:g}" if lam is not None else ""
+        name += f", λ = {short(lam)}" if lam is not None else ""
         name += f", η = {self.lr:g}" if self.lr not in RATES else ""
         return name + " (as printed)" * self.printed
 
@@ -91,7 +92,7 @@ def homogeneous(lam: float, lr: float = RATES[0], *, printed: bool = False) -> M
 
 
 GD = Mirror(Euclidean())
-DRAWN = (hyperbolic(SMALL_LAM), GD, homogeneous(SMALL_LAM))
+DRAWN = (hyperbolic(SMALL_HYPERBOLIC), GD, homogeneous(SMALL_P10))
 """From sparse to dense."""
 
 

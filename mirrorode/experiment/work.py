@@ -37,9 +37,8 @@ def work(task: Task, out: Path, show: Show) -> Path:
         if store.is_done(folder, job):
             show(1.0, "stored before")
             return folder
-        aside = store.set_aside(folder)
-        damaged = f"a damaged run is kept as {aside.name}; " if aside else ""
-        folder.mkdir(parents=True, exist_ok=True)
+        aside = store.begin(folder)
+        damaged = f"a damaged run is kept as {aside}; " if aside else ""
         checkpoint = store.checkpoint(folder)
         result = job.compute(checkpoint, lambda share, state: show(share, damaged + state))
         store.save(folder, task.name, task.settings, job, result)

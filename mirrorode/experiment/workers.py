@@ -93,7 +93,10 @@ class Worker:
         """How the process ended."""
         self.process.join()
         code = self.process.exitcode or 0
-        return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+        if code >= 0:
+            return f"with exit code {code}"
+        names = {it.value: it.name for it in signal.Signals}
+        return f"by {names.get(-code, f'signal {-code}')}"
 
 
 def _serve(pipe: Connection, out: Path) -> None:
@@ -122,17 +125,20 @@ def locally(tasks: Sequence[Task], out: Path, count: int, tell: Tell) -> Generat
         while waiting or any(it.task is not None for it in workers):
             for worker in workers:
                 if worker.task is None and waiting:
-                    worker.task = waiting.popleft()
-                    # One that died while it was idle is found dead below.
-                    with suppress(BrokenPipeError):
-                        worker.pipe.send_bytes(packed(tasks[worker.task]))
+                    try:
+                        worker.pipe.send_bytes(packed(tasks[waiting[0]]))
+                    except OSError:  # it died while it was idle
+                        worker.stop()
+                        workers[workers.index(worker)] = Worker.start(out)
+                    else:
+                        worker.task = waiting.popleft()
             for pipe in wait([it.pipe for it in workers if it.task is not None]):
                 worker = next(it for it in workers if it.pipe is pipe)
                 number = worker.task
                 assert number is not None
                 try:
                     said = worker.pipe.recv()
-                except (EOFError, ConnectionResetError):
+                except (EOFError, OSError):
                     death = worker.death()
                     worker.pipe.close()
                     workers[workers.index(worker)] = Worker.start(out)

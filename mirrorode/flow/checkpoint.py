@@ -83,7 +83,7 @@ class Checkpoint:
                 raise ValueError
             steps, identity, value = unpack(data, self._known, self.device)
         except DAMAGE:
-            aside = self._aside()
+            aside = set_aside(self.path)
             warnings.warn(
                 f"{self.path} is no complete checkpoint: it is kept as {aside}, and the "
                 "integration begins anew",
@@ -95,12 +95,6 @@ class Checkpoint:
             raise InputError(f"{sentence}, but {self.path} is of another integration")
         self.due = _after(steps)
         return value
-
-    def _aside(self) -> Path:
-        number = 1
-        while (aside := self.path.with_name(f"{self.path.name}.damaged{number}")).exists():
-            number += 1
-        return self.path.rename(aside)
 
     def keep(self, steps: int, value: Any) -> Any:
         """Write ``value``, and return it as it would be read.
@@ -116,6 +110,14 @@ class Checkpoint:
             self.failed = f"the checkpoint of step {steps} was not written ({error.strerror})"
         self.due = _after(steps)
         return unpack(data, self._known, self.device)[2]
+
+
+def set_aside(path: Path) -> Path:
+    """Rename what is damaged, so that it is neither used nor lost; the new path."""
+    number = 1
+    while (aside := path.with_name(f"{path.name}.damaged{number}")).exists():
+        number += 1
+    return path.rename(aside)
 
 
 def _after(steps: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
@@ -14,6 +14,8 @@ from mirrorode.problem.consistency import require_mirror
 from mirrorode.problem.errors import InputError, require, require_number
 from mirrorode.problem.geometries import for_width
 from mirrorode.problem.potentials import SeparablePotential
+
+PIECE = 1 << 16  # weights that are updated together on a CPU: what is made of them fits a cache
 
 
 class MirrorDescent(torch.optim.Optimizer):
@@ -29,7 +31,8 @@ class MirrorDescent(torch.optim.Optimizer):
         lr: η > 0.
         dual: whether to step in the dual variable, which is mirror descent proper; else
             θ ← θ − η ∇²R⁻¹(θ)∇𝓛, as the paper trains its vision networks (Appendix J.3), which
-            needs no inverse map and no memory.
+            needs no inverse map and no memory. In the dual, weights that are changed from
+            outside, pruned say, are what the dual says again after the next step.
 
     Raises:
         InputError: if ``lr`` is not positive, or a potential is not separable or no mirror
@@ -96,14 +99,16 @@ class MirrorDescent(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                if group["dual"]:
-                    state = self.state[parameter]
-                    if not state:
-                        state["dual"] = potential.gradient(parameter).clone()
-                    state["dual"].add_(parameter.grad, alpha=-rate)
-                    parameter.copy_(potential.inverse_gradient(state["dual"]))
-                else:
-                    parameter.add_(potential.precondition(parameter, parameter.grad), alpha=-rate)
+                if not group["dual"]:
+                    for theta, gradient in _pieces(parameter, parameter.grad):
+                        theta.add_(potential.precondition(theta, gradient), alpha=-rate)
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["dual"] = potential.gradient(parameter).clone()
+                for theta, gradient, dual in _pieces(parameter, parameter.grad, state["dual"]):
+                    dual.add_(gradient, alpha=-rate)
+                    theta.copy_(potential.inverse_gradient(dual))
         return loss
 
     def state_dict(self) -> dict[str, Any]:
@@ -127,6 +132,15 @@ class MirrorDescent(torch.optim.Optimizer):
         super().load_state_dict(state_dict | {"param_groups": groups})
 
 
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Views of tensors of one shape, small enough on a CPU that what is made of them is cached."""
+    plain = all(it.is_contiguous() for it in tensors)
+    if not plain or tensors[0].device.type != "cpu":
+        yield tensors
+        return
+    yield from zip(*(it.view(-1).split(PIECE) for it in tensors), strict=True)
+
+
 def width_of(parameter: Tensor) -> int:
     """Inputs of a unit, (out, in, …): the entries over the first dimension; one for a bias."""
     return max(1, math.prod(parameter.shape[1:]))
@@ -145,6 +159,7 @@ def _require(group: dict[str, Any]) -> None:
     potential = group["potential"]
     fine = isinstance(potential, SeparablePotential)
     require(fine, "potential", "be a separable potential", repr(potential))
+    require(isinstance(group["dual"], bool), "dual", "be True or False", repr(group["dual"]))
     require_number(group["lr"], "lr", "be positive", 0.0, strict=True)
     for parameter in group["params"]:
         real = parameter.dtype in (torch.float32, torch.float64)

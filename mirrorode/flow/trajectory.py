@@ -7,6 +7,7 @@ import io
 import json
 import math
 import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import Enum
@@ -356,11 +357,12 @@ def _event(*values: Any) -> Event:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whatever fails, and on the disk.
+    """Write a file so that it is there whole or not at all, whatever fails.
 
     Two writers of one file do not disturb each other: the last one wins.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    # Hosts that share a file system may have processes of one number.
+    partial = path.with_name(f"{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with partial.open("wb") as file:
             file.write(content)

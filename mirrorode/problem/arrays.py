@@ -31,7 +31,7 @@ def read_arrays(file: str | Path | io.BytesIO) -> dict[str, np.ndarray]:
         InputError: if it does not fit into memory.
     """
     with ZipFile(file) as archive:
-        entries = [it for it in archive.infolist() if it.filename.endswith(".npy")]
+        entries = archive.infolist()
         require_memory(sum(it.file_size for it in entries), "path")
         for entry in entries:
             _require_honest(archive, entry)
@@ -45,7 +45,9 @@ def read_arrays(file: str | Path | io.BytesIO) -> dict[str, np.ndarray]:
 
 
 def _require_honest(archive: ZipFile, entry: ZipInfo) -> None:
-    """Raise ValueError unless the header of an array is that of numbers, as many as there are."""
+    """Raise ValueError unless an entry is an array of numbers, as many as its header says."""
+    if not entry.filename.endswith(".npy"):
+        raise ValueError(f"{entry.filename} is no array")
     with archive.open(entry) as stream:
         version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0
@@ -73,8 +75,8 @@ def read_samples(path: Path) -> tuple[np.ndarray, np.ndarray]:
     except InputError:
         raise
     except DAMAGE as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"`path` must be a file of samples, but {path} is not: {text}") from None
+        text = f": {' '.join(str(error).split())}" if path.suffix == ".csv" else ""
+        raise InputError(f"`path` must be a file of samples, but {path} is not{text}") from None
 
 
 def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -82,6 +84,10 @@ def _npz(path: Path) -> tuple[np.ndarray, np.ndarray]:
     for name in ("x", "y"):
         held = ", ".join(arrays) or "none"
         require(name in arrays, "path", f"hold an array {name}", f"{path}, which holds {held}")
+        numbers = arrays[name].dtype.kind in "biuf"
+        require(numbers, "path", f"hold numbers in {name}", f"{path} with {arrays[name].dtype}")
+    # They are converted, and looked through for what is not finite.
+    require_memory(3 * 8 * (arrays["x"].size + arrays["y"].size), "path")
     return arrays["x"], arrays["y"]
 
 
@@ -89,14 +95,16 @@ def _csv(path: Path) -> tuple[np.ndarray, np.ndarray]:
     require_memory(8 * path.stat().st_size, "path")  # a number is at least two characters
     text = path.read_text(encoding="utf-8-sig")
     names = [it.strip().strip('"').lower() for it in text.partition("\n")[0].split(",")]
-    headed = not all(map(_is_number, names))
+    headed = not any(map(_is_number, names))
     body = text.partition("\n")[2] if headed else text
     require(bool(body.strip()), "path", "hold samples", f"{path}, which has none")
     table = np.loadtxt(io.StringIO(body), delimiter=",", ndmin=2, comments=None)
     fine = table.shape[1] > 1 and not (headed and len(names) != table.shape[1])
     must = "have a column for each input and one for the label"
     require(fine, "path", must, f"{path} with {len(names)} names and {table.shape[1]} columns")
-    label = next((names.index(it) for it in LABELS if headed and it in names), len(names) - 1)
+    places = [place for place, it in enumerate(names) if headed and it in LABELS]
+    require(len(places) < 2, "path", "have one column of labels", f"{path} with {len(places)}")
+    label = places[0] if places else len(names) - 1
     return np.delete(table, label, axis=1), table[:, label]
 
 

@@ -49,7 +49,7 @@ class Dataset:
         require(x.ndim == 2 and len(x) > 0, "x", "have shape (samples, dim)", tuple(x.shape))
         require(y.shape == x.shape[:1], "y", f"have shape ({len(x)},)", tuple(y.shape))
         require_finite(x, "x")
-        wrong = [float(label) for label in y.reshape(-1) if abs(float(label)) != 1.0]
+        wrong = y[y.double().abs() != 1.0].tolist()
         require(not wrong, "y", "hold only +1 and -1", f"{wrong[:1]} in {len(wrong)} places")
         object.__setattr__(self, "x", x)
         object.__setattr__(self, "y", y.to(x))

@@ -33,6 +33,8 @@ COMMANDS = [
     ["run", "fig2", "--device", "tpu"], ["run", "fig2", "--device", "cuda"],
     ["sweep", "student", "--grid", "seed=0:2", "--device", "cuda"], ["sweep", "student"],
     ["run", "fig2", "--quick", "--quick=3"], ["run", "--quick", "fig2"],
+    ["list", "--runs", "--out", "data"],
+    ["sweep", "student", "--grid", "seed=0:99999999999999999999"],
     ["sweep", "student", "--grid"], ["sweep", "student", "--grid", "seed=0:2", "--workers", "0"],
     ["sweep", "student", "--grid", "seed=0:2", "--workers", "x"],
     ["sweep", "student", "--grid", "seed=0:2", "--grid", "seed=3"],
@@ -76,6 +78,14 @@ def lying(shape):
     return buffer.getvalue()
 
 
+def bombed():
+    """Samples in order, and beside them an entry that is no array."""
+    buffer = io.BytesIO(npz(x=X, y=Y))
+    with zipfile.ZipFile(buffer, "a", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("junk", b"\0" * 10**7)
+    return buffer.getvalue()
+
+
 class Dangerous:
     def __reduce__(self):
         return (print, ("executed",))
@@ -98,6 +108,9 @@ FILES = {
     "complex.npz": npz(x=X * 1j, y=Y), "dates.npz": npz(x=X.astype("datetime64[s]"), y=Y),
     "objects.npz": npz(x=X, y=np.array([Dangerous(), 1], dtype=object)),
     "pickle.npz": pickle.dumps(Dangerous()), "lying.npz": lying((10**15,)),
+    "extra.npz": bombed(), "small.npz": npz(x=np.ones((3, 2), np.int8), y=np.full(3, 2, np.int8)),
+    "typo.csv": b"1,2,1x\n3,4,-1\n1,1,1\n", "hex.csv": b"0x1,2,1\n",
+    "two_labels.csv": b"x,y,label\n1,1,1\n",
     "negative.npz": lying((-2,)), "many.npz": lying((2,) * 60),
 }  # fmt: skip
 CASES = [
@@ -173,7 +186,7 @@ def test_damaged_runs(stored_run, monkeypatch, capsys, name, content):
     try:
         refused(stored_run, ["check", "student"], capsys)
         refused(stored_run, ["figures"], capsys)
-        if name == "trajectory.npz":
+        if not (name == "run.json" and content is None):  # a trajectory alone is one to be checked
             refused(stored_run, ["check", str(path.parent)], capsys)
         assert call("list", "--runs", "--json") == 0
         states = [row["state"] for row in json.loads(capsys.readouterr().out)]
