@@ -44,11 +44,13 @@ class Integration(Job):
     study: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """Network, potential, samples, start and tolerance."""
+        """Network with its constants, potential, samples, start and tolerance."""
         data = self.flow.dataset
         tensors = [data.x, data.y, self.theta0]
         if isinstance(self.flow.network, Network):
-            tensors += self.flow.network.module.state_dict().values()
+            module = self.flow.network.module
+            tensors += [it for it in module.parameters() if not it.requires_grad]
+            tensors += module.buffers()
         content = hashlib.sha256(b"".join(it.detach().cpu().numpy().tobytes() for it in tensors))
         return {
             "network": repr(self.flow.network),
