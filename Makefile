@@ -26,7 +26,7 @@ lint: $(STAMP)
 TWO := table2 table3 table4 table5 fig3 fig5 fig6 fig7 sparse_to_dense fig1 statements \
 	reparameterization table10
 THREE := table6 table7 table8 fig8 fig9 fig10 fig11 fig12 fig13
-BOTH := fig2 residuals kinks
+BOTH := fig2 residuals kinks student fig4 fig14 table9
 
 figures: figures-two figures-three
 	for name in $(BOTH); do $(BIN)/mirrorode run $$name || exit 1; done
@@ -44,6 +44,7 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/cosh.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/peers.py
+	$(BIN)/python benchmarks/mirror_descent.py
 
 docs: $(STAMP) $(DOCS_STAMP)
 	$(BIN)/python -m sphinx -q -W --keep-going -b html docs docs/_build/html

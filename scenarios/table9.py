@@ -69,7 +69,8 @@ class Table9(Vision):
         ):
             axis.set(xlabel="epoch", ylabel=name)
         axes[0].set_yscale("log")
-        axes[2].set_yscale("log")  # from where all images are classified
+        if any(line.get_ydata().max() > 0 for line in axes[2].lines):
+            axes[2].set_yscale("log")  # from where all images are classified
         handles, labels = axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=6)
         figure.suptitle(f"{self.title}, η = {RATES[0]:g}, seed 0", fontsize=8)

@@ -46,14 +46,14 @@ def test_run_writes_everything(home):
 def test_stored_runs_are_not_integrated_again(home, monkeypatch):
     monkeypatch.chdir(home)
     before = (stored(home, "p3-seed0") / "run.json").stat().st_mtime_ns
-    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.integration.solve", None)
     assert call("run", "table2", *SMALL) == 0
     assert (stored(home, "p3-seed0") / "run.json").stat().st_mtime_ns == before
 
 
 def test_check_and_figures_integrate_nothing(home, monkeypatch, capsys):
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.integration.solve", None)
     assert call("check", "table2") == 0
     assert "Lemma 3.1" in capsys.readouterr().out
     assert call("check", str(stored(home, "p3-seed0"))) == 0
@@ -80,10 +80,10 @@ def test_check_fails_on_a_tampered_run(home, monkeypatch, tmp_path):
 
 
 def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
-    from mirrorode.experiment import work
+    from mirrorode.experiment import integration
 
     monkeypatch.chdir(tmp_path)
-    real, calls = work.solve, []
+    real, calls = integration.solve, []
 
     def interrupted(*args, **kwargs):
         calls.append(1)
@@ -91,7 +91,7 @@ def test_interrupt_keeps_finished_runs(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(work, "solve", interrupted)
+    monkeypatch.setattr(integration, "solve", interrupted)
     assert call("run", "table2", *SMALL) == 130
     assert "interrupted" in capsys.readouterr().err
     assert len(list(tmp_path.glob("runs/*/*/run.json"))) == 1

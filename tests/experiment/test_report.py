@@ -32,7 +32,7 @@ def home(tmp_path_factory):
         patch.chdir(folder)
         assert call("run", "table2", *SMALL) == 0
         assert call("run", "fig5", *SMALL) in (0, 1)
-        patch.setattr("mirrorode.experiment.work.solve", None)
+        patch.setattr("mirrorode.experiment.integration.solve", None)
         assert call("report") == 0
     return folder
 

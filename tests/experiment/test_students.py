@@ -51,7 +51,7 @@ def test_no_quick_run_fails(home):
 
 def test_figures_are_redrawn_without_integration(home, monkeypatch):
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.integration.solve", None)
     (home / "figures/table4.png").unlink()
     assert call("figures", "table4", "fig8") == 0
     assert (home / "figures/table4.png").is_file()
@@ -60,7 +60,7 @@ def test_figures_are_redrawn_without_integration(home, monkeypatch):
 def test_shared_students_are_integrated_once(home, monkeypatch):
     """Figure 5 draws what Table 3 has integrated; a setting of its own is a run of its own."""
     monkeypatch.chdir(home)
-    monkeypatch.setattr("mirrorode.experiment.work.solve", None)
+    monkeypatch.setattr("mirrorode.experiment.integration.solve", None)
     assert call("run", "table3", "--quick") == 0
     assert call("run", "fig5", "--quick") == 0
     with pytest.raises(TypeError):
