@@ -35,8 +35,8 @@ class MirrorDescent(torch.optim.Optimizer):
             outside, pruned say, are what the dual says again after the next step.
 
     Raises:
-        InputError: if ``lr`` is not positive, or a potential is not separable or no mirror
-            potential, or a parameter is neither float32 nor float64.
+        InputError: if ``lr`` is not positive; a potential is not separable, not the same for every
+            weight, or no mirror potential; or a parameter is neither float32 nor float64.
     """
 
     def __init__(
@@ -159,6 +159,8 @@ def _require(group: dict[str, Any]) -> None:
     potential = group["potential"]
     fine = isinstance(potential, SeparablePotential)
     require(fine, "potential", "be a separable potential", repr(potential))
+    must = "be the same for every weight of a group"
+    require(potential.uniform, "potential", must, repr(potential))
     require(isinstance(group["dual"], bool), "dual", "be True or False", repr(group["dual"]))
     require_number(group["lr"], "lr", "be positive", 0.0, strict=True)
     for parameter in group["params"]:

@@ -194,6 +194,18 @@ def test_autocast_closure_and_scheduler():
     assert all(it.dtype == torch.float32 for it in model.parameters())
 
 
+def test_in_pieces_or_at_once(monkeypatch):
+    """A large parameter is stepped piece by piece, to the same bits."""
+    for dual in (True, False):
+        found = []
+        for size in (7, 10**6):
+            monkeypatch.setattr("mirrorode.flow.mirror_descent.PIECE", size)
+            model = module()
+            optimizer = mo.MirrorDescent(model.parameters(), POTENTIALS["p3"], lr=0.1, dual=dual)
+            found.append(train(model, optimizer, batches(5)))
+        assert torch.equal(*found)
+
+
 def test_parameters_without_a_gradient_stay():
     model = module()
     frozen = copy.deepcopy(model[0])
@@ -221,6 +233,11 @@ class Bent(mo.SeparablePotential):
             "`potential` must be a separable potential, but is 'euclidean'",
         ),
         ({"potential": Bent()}, "`potential` must"),
+        (
+            {"potential": mo.Scaled(mo.Euclidean(), torch.ones(64).double())},
+            "`potential` must be the",
+        ),
+        ({"dual": "no"}, "`dual` must be True or False, but is 'no'"),
     ],
 )
 def test_refused(change, sentence):
