@@ -330,3 +330,28 @@ def test_ordered_and_distance():
 
     found = vision.distance([run(3.0)], [run(2.0)], [torch.zeros(4).double()])
     assert found.tolist() == [0.5]
+
+
+@pytest.mark.slow
+def test_vgg16_on_batches_of_cifar(tmp_path, monkeypatch):
+    """The whole of Figure 14 as it is on CIFAR-10, on a hundred random images and for one epoch."""
+    batches(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert call("run", "fig14", "--data", ".", "--epochs", "1", "--seeds", "1") == 0
+    told = json.loads((stored(tmp_path, "gd-lr0.1-seed0") / "run.json").read_text())
+    assert told["images"] == "CIFAR-10"
+    run = Trained.load(stored(tmp_path, "gd-lr0.1-seed0") / "trajectory.npz")
+    assert sum(it.numel() for it in run.weights.values()) == 15_239_936
+    assert "VGG-16, CIFAR-10" in (tmp_path / "figures/fig14_table.md").read_text()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_on_a_gpu(digits, tmp_path, deterministic):
+    found = train(job(digits, epochs=12, device="cuda", deterministic=deterministic), tmp_path)
+    assert float(found.measure("train_accuracy")[-1]) > 0.7
+    if deterministic:
+        again = job(digits, epochs=12, device="cuda", deterministic=True)
+        (tmp_path / "other").mkdir()
+        assert same(found, train(again, tmp_path / "other"))
