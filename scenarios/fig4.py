@@ -75,14 +75,14 @@ class Fig4(Vision):
         middle.set_title("pruned, mean and range of seeds")
         right.set(title="first layer, λ of p = 10")
         for axis, place in ((left, "upper right"), (middle, "lower left"), (right, "upper right")):
-            axis.legend(loc=place, fontsize=5.5)
+            axis.legend(loc=place, fontsize=5.5, handlelength=1.2)
         figure.suptitle(self.title, fontsize=8)
         return figure
 
     def tables(self, runs: Runs) -> list[ResultTable]:
         """What each network reached; which orders hold; what is gradient descent."""
         rows = []
-        for mirror in (*DRAWN, *LARGE, *PRINTED):
+        for mirror in self.mirrors():
             found = of(runs, mirror)
             test = _accuracy(found)
             pruned = torch.stack([run.pruned[AT80] for run in found])
@@ -132,8 +132,7 @@ class Fig4(Vision):
 
     def plotted(self, runs: Runs) -> ResultTable:
         """Quantiles of the distributions."""
-        mirrors = (*DRAWN, *LARGE, *PRINTED)
-        return distribution_table(runs, mirrors, 0, "First layers, |w| / root mean square")
+        return distribution_table(runs, self.mirrors(), 0, "First layers, |w| / root mean square")
 
 
 def _accuracy(runs: Sequence[Trained]) -> Tensor:
