@@ -15,7 +15,7 @@ from mirrorode.problem.errors import InputError, require, require_number
 from mirrorode.problem.geometries import for_width
 from mirrorode.problem.potentials import SeparablePotential
 
-PIECE = 1 << 16  # weights that are updated together on a CPU: what is made of them fits a cache
+PIECE = 1 << 17  # weights that are updated together on a CPU: what is made of them fits a cache
 
 
 class MirrorDescent(torch.optim.Optimizer):
