@@ -87,7 +87,7 @@ class Sweep:
 
     Attributes:
         name: of the scenario.
-        tasks: all trajectories, by run folder.
+        tasks: all jobs, by run folder.
         rows: point and run folder, a line of the summary each.
         failed: why a run is not stored, by its folder.
     """
@@ -112,7 +112,7 @@ class Sweep:
                 folder = place(out, name, job)
                 found.tasks[folder] = Task(name, store.configuration(chosen), job)
                 found.rows.append((point, folder))
-        require(bool(found.rows), "NAME", "be a scenario that integrates trajectories", name)
+        require(bool(found.rows), "NAME", "be a scenario that computes something", name)
         return found
 
     def labels(self) -> dict[Path, str]:
@@ -162,22 +162,22 @@ def _text(value: Any) -> str:
     return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
-def sweep(sweep: Sweep, out: Path, workers: int, cluster: str, console: Console) -> bool:
-    """Integrate what is not stored and write ``summary.csv``; whether all is there and holds.
+def sweep(chosen: Sweep, out: Path, workers: int, cluster: str, console: Console) -> bool:
+    """Do what is not stored and write ``summary.csv``; whether all is there and holds.
 
     Raises:
         InputError: if a folder or cluster is not there.
     """
     require(workers >= 1, "workers", "be at least 1", workers)
     client = connect(cluster) if cluster else None
-    home = out / sweep.name
+    home = out / chosen.name
     store.writable(home)
-    todo = {it: task for it, task in sweep.tasks.items() if not store.is_done(it, task.job)}
+    todo = {it: task for it, task in chosen.tasks.items() if not store.is_done(it, task.job)}
     folders, tasks = list(todo), list(todo.values())
-    known = sweep.labels()
+    known = chosen.labels()
     labels = [known[folder] for folder in folders]
     try:
-        with Display(sweep.name, labels, len(sweep.tasks) - len(todo), console) as display:
+        with Display(chosen.name, labels, len(chosen.tasks) - len(todo), console) as display:
             if client is None:
                 ended = locally(tasks, out, workers, display.tell)
             else:
@@ -185,17 +185,17 @@ def sweep(sweep: Sweep, out: Path, workers: int, cluster: str, console: Console)
             with closing(ended):
                 for number, why in ended:
                     if why:
-                        sweep.failed[folders[number]] = why
+                        chosen.failed[folders[number]] = why
                     display.end(number, why)
     finally:
         if client is not None:
             client.close()
-        table = sweep.summary()
+        table = chosen.summary()
         path = home / "summary.csv"
         write_atomically(path, table.to_csv().encode())
         console.print(f"wrote {path}", soft_wrap=True)
     if len(table.rows) <= SHOWN:
-        console.print(shown(brief(table, len({id(point) for point, _ in sweep.rows}))))
+        console.print(shown(brief(table, len({id(point) for point, _ in chosen.rows}))))
     states, fails = (table.columns.index(it) for it in ("state", "fails"))
     return all(row[states] == "complete" and row[fails] == "0" for row in table.rows)
 

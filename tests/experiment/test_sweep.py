@@ -217,6 +217,14 @@ def test_no_cluster(tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_without_dask(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert call("sweep", "student", *GRID, "--cluster", "tcp://127.0.0.1:8786") == 2
+    assert "`cluster` needs Dask, which is not installed: pip" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
 def is_gone(group):
     """Whether no process of the group is left, after ten seconds at most."""
     for _ in range(200):

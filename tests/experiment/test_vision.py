@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -183,6 +184,14 @@ def test_what_is_no_batch(tmp_path, monkeypatch, capsys, content):
     assert "`data` must be a folder with CIFAR-10, but data_batch_3 is no batch of it" in said.err
     assert "executed" not in said.out
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_without_scikit_learn(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    assert call("run", "fig4") == 2
+    assert "`data` must be a folder with CIFAR-10 where scikit" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_cifar(tmp_path, monkeypatch, capsys):
