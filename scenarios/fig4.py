@@ -91,7 +91,7 @@ class Fig4(Vision):
             rows.append((mirror.label, *cells))
         columns = ("mirror", "test, %", "first layer", "last layer", "80 % pruned, %")
         title = (
-            f"{self.title}, {self.seeds} seeds: accuracy, participation (Σ|w|)²/(nΣw²) of two "
+            f"{self.title}, {self.counted}: accuracy, participation (Σ|w|)²/(nΣw²) of two "
             "layers (0.637 for normal weights), accuracy once 80 % are pruned"
         )
         return [ResultTable(title, columns, tuple(rows)), self._orders(runs), self._alike(runs)]

@@ -17,7 +17,7 @@ ELSEWHERE = ("mirrorode.problem.", "mirrorode.flow.", "torch.")  # code that is 
 
 def place(out: Path, name: str, job: Job) -> Path:
     """The folder of a run of scenario ``name``, by this version of the code."""
-    content = json.dumps([job.identity(), code(), _own_code(job)]).encode()
+    content = json.dumps([job.identity(), job.mode, version(job)]).encode()
     return out / (job.study or name) / f"{job.name}-{hashlib.sha256(content).hexdigest()[:8]}"
 
 
@@ -30,11 +30,11 @@ def code() -> str:
     )
 
 
-def _own_code(job: Job) -> str:
-    """That of the other modules that decide a job."""
+def version(job: Job) -> str:
+    """That of all code that decides a job."""
     homes = (sys.modules[it] for it in job.modules() if not it.startswith(ELSEWHERE))
     paths = (getattr(module, "__file__", None) for module in homes)
-    return _digest(tuple(Path(path) for path in paths if path))
+    return f"{code()}-{_digest(tuple(Path(path) for path in paths if path))}"
 
 
 @cache

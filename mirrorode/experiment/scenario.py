@@ -31,10 +31,13 @@ class Job(ABC):
     Attributes:
         name: of the run folder.
         study: the folder in which scenarios share it; that of the scenario itself if empty.
+        mode: how it is computed, where that changes the result in its last digits; it is stored
+            for each mode, and read from any.
     """
 
     name: str
     study: str
+    mode: str = ""
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:

@@ -13,14 +13,14 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, is_dataclass
-from importlib.metadata import version
+from importlib.metadata import version as version_of
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
 
 from filelock import FileLock, Timeout
 
-from mirrorode.experiment.keys import code, place
+from mirrorode.experiment.keys import place, version
 from mirrorode.experiment.scenario import Job, Scenario, load
 from mirrorode.flow.checkpoint import set_aside
 from mirrorode.flow.trajectory import Trajectory, write_atomically
@@ -67,6 +67,7 @@ def save(folder: Path, name: str, settings: dict[str, Any], job: Job, result: An
     result.save(folder / RESULT)
     content = {
         **_head(name, job.name, settings),
+        "code": version(job),
         "job": type(job).__name__,
         "made": job.identity(),
         "trajectory": _file_digest(folder / RESULT),
@@ -88,12 +89,11 @@ def is_drawn(home: Path) -> bool:
 
 
 def _head(name: str, run: str, settings: dict[str, Any]) -> dict[str, Any]:
-    versions = {package: version(package) for package in PACKAGES}
+    versions = {package: version_of(package) for package in PACKAGES}
     return {
         "scenario": name,
         "run": run,
         "configuration": settings,
-        "code": code(),
         "versions": versions | {"python": platform.python_version()},
     }
 
@@ -232,18 +232,22 @@ def _is_whole(folder: Path, found: dict[str, Any]) -> bool:
 
 
 def find(out: Path, name: str, job: Job) -> Path | None:
-    """The folder with a complete run of a job: by this code, else the newest by another version."""
-    exact = place(out, name, job)
-    if is_done(exact, job):
-        return exact
-    others = (path for path in exact.parent.glob(f"{job.name}-*") if is_done(path, job))
-    return max(others, key=lambda path: (path / "run.json").stat().st_mtime, default=None)
+    """The folder of the newest complete run of a job, in any mode; by this code if there is one."""
+    home = place(out, name, job).parent
+    found = [path for path in home.glob(f"{job.name}-*") if is_done(path, job)]
+    rank = {path: (_is_of(path, job), (path / "run.json").stat().st_mtime) for path in found}
+    return max(found, key=lambda path: rank[path], default=None)
+
+
+def _is_of(folder: Path, job: Job) -> bool:
+    """Whether a run is by this version of the code."""
+    return bool(record(folder).get("code") == version(job))
 
 
 def of_other_code(out: Path, name: str, jobs: Sequence[Job]) -> list[str]:
     """The names of those jobs whose runs are stored by another version of the code only."""
     found = ((job, find(out, name, job)) for job in jobs)
-    return [job.name for job, at in found if at not in (None, place(out, name, job))]
+    return [job.name for job, at in found if at is not None and not _is_of(at, job)]
 
 
 def verdicts(folder: Path) -> Verdicts:

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ from mirrorode.theory.margins import layer_product_margin
 SPARSITIES = (0.0, 0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 PAUSE = 20.0  # seconds between two checkpoints
 POINTS = 100  # of the history
+COLLAPSE = 10.0  # times the smallest loss, at the end
 AT_ONCE = 1000  # images that are evaluated together
 MEASURES = ("epoch", "train_loss", "train_accuracy", "test_accuracy", "margin")
 
@@ -120,7 +122,7 @@ class Training(Job):
     study: str = ""
 
     def identity(self) -> dict[str, Any]:
-        """Images, network, potential and how it is trained; on CUDA also that."""
+        """Images, network, potential and how it is trained."""
         known = ("vgg", "lr", "epochs", "batch", "seed", "printed")
         told = {name: repr(getattr(self, name)) for name in known}
         return told | {"potential": describe(self.potential), "images": self.images.digest}
@@ -135,15 +137,20 @@ class Training(Job):
         """Whether in mixed precision, channels last and compiled."""
         return torch.device(self.device).type == "cuda" and not self.deterministic
 
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """Device and precision."""
+        return f"{torch.device(self.device).type}{', bfloat16' * self.fast}"
+
     def compute(self, checkpoint: Path, show: Show) -> Trained:
         """Train, from the checkpoint if there is one."""
-        identity = hashlib.sha256(json.dumps([self.identity(), self.device]).encode()).hexdigest()
+        identity = hashlib.sha256(json.dumps([self.identity(), self.mode]).encode()).hexdigest()
         file = Checkpoint(checkpoint, torch.device(self.device), identity)
-        state = State.start(self)
-        if (found := file.read()) is not None:
-            state.restore(found)
-        written = time.monotonic()
         with _deterministic(self.deterministic):
+            state = State.start(self)
+            if (found := file.read()) is not None:
+                state.restore(found)
+            written = time.monotonic()
             while state.epochs < self.epochs and not state.diverged:
                 state.epoch()
                 show(state.epochs / self.epochs, state.line())
@@ -155,15 +162,23 @@ class Training(Job):
     def told(self, result: Trained) -> dict[str, Any]:
         """Whether it diverged, what it reached, and at what cost; there are no verdicts."""
         last = dict(zip(MEASURES, result.history[-1].tolist(), strict=True))
-        epochs, diverged = int(last.pop("epoch")), not math.isfinite(last["train_loss"])
+        epochs, best = (
+            int(last.pop("epoch")),
+            float(result.measure("train_loss").nan_to_num(math.inf).min()),
+        )
+        status, message = "TRAINED", f"{epochs} epochs"
+        if not math.isfinite(last["train_loss"]):
+            status, message = "DIVERGED", f"{message} until the loss was no number"
+        elif last["train_loss"] > COLLAPSE * best:
+            status, message = "COLLAPSED", f"{message}; the loss had been {best:.2g} before"
         steps = epochs * math.ceil(len(self.images.x) / self.batch)
         at80 = float(result.pruned[SPARSITIES.index(0.8)])
         return {
             "network": repr(self.vgg),
             "potential": repr(self.potential),
             "images": self.images.name,
-            "status": "DIVERGED" if diverged else "TRAINED",
-            "message": f"{epochs} epochs" + " until the loss was no number" * diverged,
+            "status": status,
+            "message": message,
             "statistics": {
                 "steps": steps,
                 "evaluations": steps,
@@ -300,9 +315,15 @@ class State:
 
 @contextlib.contextmanager
 def _deterministic(wanted: bool) -> Iterator[None]:
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(wanted or before)
-    try:
+    """Only algorithms that always give the same bits, in full precision."""
+    if not wanted:
         yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA begins
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.backends.cudnn.flags(allow_tf32=False):
+            yield
     finally:
         torch.use_deterministic_algorithms(before)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from mirrorode.problem.errors import require
+
 POOL = 0
 """Among channels: a max-pooling of 2 × 2."""
 
@@ -33,6 +35,9 @@ class VGG:
         Args:
             inputs: channels of the images; side: their height and width; classes: outputs.
             seed: of the weights.
+
+        Raises:
+            InputError: if the images are too small for the poolings.
         """
         layers: list[nn.Module] = []
         width = inputs
@@ -40,6 +45,7 @@ class VGG:
             if channels == POOL:
                 layers.append(nn.MaxPool2d(2))
                 side //= 2
+                require(side > 0, "side", "be large enough for every pooling", "too small")
                 continue
             layers += [nn.Conv2d(width, channels, 3, padding=1, bias=not layers), nn.ReLU()]
             width = channels

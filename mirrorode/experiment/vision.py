@@ -155,6 +155,11 @@ class Vision(Scenario):
         return float(torch.cat(parts).mean())
 
     @property
+    def counted(self) -> str:
+        """How many seeds."""
+        return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+
+    @property
     def title(self) -> str:
         """What was trained on what."""
         return "VGG-16, CIFAR-10" if self.data else "small VGG, scikit-learn's digits"
@@ -202,8 +207,8 @@ def participations(runs: Sequence[Trained], place: int) -> Tensor:
 
 def spread(values: Tensor, form: str = ".3f") -> str:
     """Mean ± standard deviation over seeds."""
-    mean = format(float(values.mean()), form)
-    return f"{mean} ± {format(float(values.std()), form)}" if len(values) > 1 else mean
+    mean, deviation = format(float(values.mean()), form), form.removeprefix("+")
+    return f"{mean} ± {format(float(values.std()), deviation)}" if len(values) > 1 else mean
 
 
 def distance(

@@ -29,7 +29,9 @@ def describe(value: Any) -> Any:
         return {name: describe(one) for name, one in value.items()}
     if isinstance(value, Tensor):
         return value.tolist()
-    return value if isinstance(value, int | float | str | bool | None) else repr(value)
+    if isinstance(value, float):
+        return float(value)  # of numpy, too
+    return value if isinstance(value, int | str | bool | None) else repr(value)
 
 
 def rebuild(description: dict[str, Any]) -> Potential:

@@ -62,7 +62,8 @@ class MirrorDescent(torch.optim.Optimizer):
         """Of a module, the potential scaled to the inputs of the units of each parameter (J.3).
 
         Args:
-            module: whose parameters are trained.
+            module: whose parameters are trained, unless they need no gradient; their first
+                dimension must be that of the units, as it is but for transposed convolutions.
             potential: as for `mirrorode.for_width`.
             lr: η > 0.
             dual: as above; the paper does not.
@@ -74,6 +75,7 @@ class MirrorDescent(torch.optim.Optimizer):
         groups = [
             {"params": [it], "potential": for_width(potential, width_of(it), printed=printed)}
             for it in module.parameters()
+            if it.requires_grad
         ]
         return cls(groups, potential, lr, dual=dual)
 
@@ -95,18 +97,19 @@ class MirrorDescent(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            potential, rate = group["potential"], group["lr"]
+            potential, rate = group["potential"], float(group["lr"])
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                whole = parameter.grad.to_dense()  # itself, but for embeddings
                 if not group["dual"]:
-                    for theta, gradient in _pieces(parameter, parameter.grad):
+                    for theta, gradient in _pieces(parameter, whole):
                         theta.add_(potential.precondition(theta, gradient), alpha=-rate)
                     continue
                 state = self.state[parameter]
                 if not state:
                     state["dual"] = potential.gradient(parameter).clone()
-                for theta, gradient, dual in _pieces(parameter, parameter.grad, state["dual"]):
+                for theta, gradient, dual in _pieces(parameter, whole, state["dual"]):
                     dual.add_(gradient, alpha=-rate)
                     theta.copy_(potential.inverse_gradient(dual))
         return loss
@@ -122,13 +125,16 @@ class MirrorDescent(torch.optim.Optimizer):
         """As for any optimizer.
 
         Raises:
-            InputError: if a potential is one's own, and not the one that this optimizer has.
+            InputError: if it is not that of a `MirrorDescent`, or holds a potential of one's own
+                that this optimizer does not have.
         """
         groups = state_dict["param_groups"]
         own = [group["potential"] for group in self.param_groups]
         if len(groups) == len(own):  # else the call below says what is wrong
             pairs = zip(groups, own, strict=True)
-            groups = [group | {"potential": _known(group["potential"], it)} for group, it in pairs]
+            groups = [group | {"potential": _known(group, it)} for group, it in pairs]
+            for group, mine in zip(groups, self.param_groups, strict=True):
+                _require(mine | {it: group.get(it) for it in ("potential", "lr", "dual")})
         super().load_state_dict(state_dict | {"param_groups": groups})
 
 
@@ -146,12 +152,16 @@ def width_of(parameter: Tensor) -> int:
     return max(1, math.prod(parameter.shape[1:]))
 
 
-def _known(description: Any, own: SeparablePotential) -> SeparablePotential:
+def _known(group: dict[str, Any], own: SeparablePotential) -> Any:
+    """The potential of a stored group."""
+    description = group.get("potential")
     if description == describe(own):
         return own
-    found = rebuild(description)
-    assert isinstance(found, SeparablePotential)
-    return found
+    try:
+        return rebuild(description)  # type: ignore[arg-type]
+    except (InputError, TypeError, LookupError, AttributeError):
+        must = "hold potentials of the package, or those of this optimizer"
+        raise InputError(f"`state_dict` must {must}, but holds {description}") from None
 
 
 def _require(group: dict[str, Any]) -> None:
@@ -162,7 +172,8 @@ def _require(group: dict[str, Any]) -> None:
     must = "be the same for every weight of a group"
     require(potential.uniform, "potential", must, repr(potential))
     require(isinstance(group["dual"], bool), "dual", "be True or False", repr(group["dual"]))
-    require_number(group["lr"], "lr", "be positive", 0.0, strict=True)
+    rate = float(group["lr"]) if isinstance(group["lr"], Tensor) else group["lr"]
+    require_number(rate, "lr", "be positive", 0.0, strict=True)
     for parameter in group["params"]:
         real = parameter.dtype in (torch.float32, torch.float64)
         require(real, "params", "be of dtype float32 or float64", parameter.dtype)

@@ -4,6 +4,7 @@ import json
 import math
 import pickle
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -213,6 +214,54 @@ def test_a_training_learns_and_is_reproducible(digits, tmp_path):
     assert not same(found, train(job(digits, epochs=12, seed=1), tmp_path / "other"))
 
 
+@pytest.mark.parametrize("printed", [False, True])
+def test_one_epoch_by_hand(digits, tmp_path, printed):
+    """The order of images, the metric, and every measure, with a bias that is not zero."""
+    one = job(digits, epochs=1, seed=3, printed=printed, potential=mo.SmoothedHomogeneous(10, 0.01))
+    found = train(one, tmp_path)
+    network = TINY.build(1, 8, 10, seed=3)
+    optimizer = mo.MirrorDescent.for_width(network, one.potential, one.lr, printed=printed)
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(3))
+    for places in order.split(10):
+        optimizer.zero_grad()
+        outputs = network(digits.x[places])
+        torch.nn.functional.cross_entropy(outputs, digits.y[places]).backward()
+        optimizer.step()
+    for name, parameter in network.named_parameters():
+        assert torch.equal(found.weights[name], parameter)
+    assert float(network[0].bias.detach().norm()) > 1e-3
+    with torch.no_grad():
+        outputs, test = network(digits.x), network(digits.test_x)
+        first, bias, *others = network.parameters()
+        parts = [torch.cat([first.flatten(), bias]), *others]
+        margin = layer_product_margin(outputs, digits.y, parts)
+        expected = [
+            1.0, float(torch.nn.functional.cross_entropy(outputs, digits.y)),
+            float((outputs.argmax(1) == digits.y).double().mean()),
+            float((test.argmax(1) == digits.test_y).double().mean()), float(margin),
+        ]  # fmt: skip
+    assert found.history[-1].tolist() == pytest.approx(expected, rel=1e-5)
+    assert expected[2] != expected[3]
+
+
+def test_the_mode_is_in_the_folder_and_any_is_read(digits, tmp_path):
+    """A run in another precision is not passed off as this one, but serves to draw."""
+    from mirrorode.experiment import keys, store
+
+    modes = [{}, {"device": "cuda"}, {"device": "cuda", "deterministic": True}]
+    every = [job(digits, **it) for it in modes]
+    assert len({keys.place(tmp_path, "any", it) for it in every}) == 3
+    assert keys.place(tmp_path, "any", job(digits, device="cpu:0")) == keys.place(
+        tmp_path, "any", every[0]
+    )
+    there = keys.place(tmp_path, "any", every[1])
+    there.mkdir(parents=True)
+    store.save(there, "any", {}, every[1], train(every[0], tmp_path))
+    assert not store.is_done(keys.place(tmp_path, "any", every[0]), every[0])
+    assert store.find(tmp_path, "any", every[0]) == there
+    assert store.of_other_code(tmp_path, "any", [every[0]]) == []
+
+
 def test_a_training_that_is_interrupted(digits, tmp_path, monkeypatch):
     """It goes on to the same bits from what was written."""
     whole = train(job(digits), tmp_path)
@@ -246,6 +295,9 @@ def test_saved_and_loaded(digits, tmp_path):
 
 def test_a_training_that_diverges_says_so(digits, tmp_path):
     big = job(digits, lr=1e20, epochs=50, potential=mo.Euclidean())
+    history = torch.tensor([[0, 2.3, 0.1, 0.1, 0], [5, 0.01, 1, 1, 0], [9, 2.3, 0.1, 0.1, 0]])
+    lost = Trained(history.double(), {}, torch.zeros(9), 1.0)
+    assert job(digits).told(lost)["status"] == "COLLAPSED"
     found = train(big, tmp_path)
     assert big.told(found)["status"] == "DIVERGED"
     assert len(found.history) < 10
@@ -328,6 +380,40 @@ def test_metrics_beside_gradient_descent():
     assert found[1] < 0.01
     assert found[2] > 0.3
     assert scenario.deviation(vision.homogeneous(0.1, printed=True)) < 1e-3
+
+
+def made(sizes, pruned, accuracy=(0.1, 0.9, 0.8)):
+    """A training whose first and last layer have these weights."""
+    history = torch.tensor([[it, 1.0, 1.0, value, 1.0] for it, value in enumerate(accuracy)])
+    weights = {"0.weight": sizes[0], "0.bias": torch.zeros(2), "9.weight": sizes[1]}
+    found = torch.full((len(training.SPARSITIES),), pruned, dtype=torch.float64)
+    return Trained(history.double(), weights, found, 1.0)
+
+
+def test_tables_of_figure_4_and_14():
+    """Each claim from numbers made for it."""
+    sparse, normal, dense = torch.eye(4), torch.tensor([[3.0, 1.0, 1.0, 2.0]]), torch.ones(2, 2)
+    scenario = replace(load("fig4")(), seeds=1)
+    parts = zip(vision.DRAWN, ((sparse, 0.9), (normal, 0.5), (dense, 0.1)), strict=True)
+    runs = {f"{it.name}-seed0": made((size, dense), pruned) for it, (size, pruned) in parts}
+    assert [row[1][0] for row in scenario._orders(runs).rows] == ["0", "1", "1", "1"]
+    worse = runs | {f"{vision.DRAWN[0].name}-seed0": made((dense, dense), 0.4)}
+    assert [row[1][0] for row in scenario._orders(worse).rows] == ["0", "0", "0", "1"]
+    (table,) = replace(load("fig14")(), seeds=1).tables(runs)
+    assert table.rows[0][1:] == ("0.250", "1.000")
+
+
+def test_table_9_tells_highest_and_end():
+    scenario = replace(load("table9")(), seeds=1)
+    weights = (torch.eye(2), torch.eye(2))
+    runs = {
+        f"{it.name}-seed0": made(weights, 0.5, (0.1, 0.9, 0.7 if it.lr > 0.1 else 0.95))
+        for it in scenario.mirrors()
+    }
+    best, whole = scenario.tables(runs)
+    assert all(row[2:4] == ("95.00", "95.00") and "0.1" in row[4] for row in best.rows)
+    for row in whole.rows:
+        assert row[2:] == (("95.00", "95.00", "0") if row[1] == "0.1" else ("90.00", "70.00", "1"))
 
 
 def test_ordered_and_distance():

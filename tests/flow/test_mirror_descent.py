@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -245,6 +246,43 @@ def test_refused(change, sentence):
     with pytest.raises(mo.InputError) as error:
         mo.MirrorDescent(module().parameters(), **options)
     assert str(error.value).startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"potential": None}, {"potential": {"kind": "Nothing"}}, {"lr": -1.0}, {"dual": 3},
+        {"potential": {"kind": "HyperbolicEntropy", "lam": 0.1, "more": 1}},
+        {"potential": {"kind": "Scaled", "potential": {"kind": "Euclidean"}, "factor": [1.0, 2.0]}},
+    ],
+)  # fmt: skip
+def test_states_of_something_else(change):
+    optimizer = mo.MirrorDescent(module().parameters(), mo.Euclidean(), lr=0.1)
+    state = optimizer.state_dict()
+    state["param_groups"][0] |= change
+    with pytest.raises(mo.InputError, match=r"`(potential|state_dict|lr|dual)` must"):
+        optimizer.load_state_dict(state)
+    assert optimizer.param_groups[0]["lr"] == 0.1
+    sgd = torch.optim.SGD(module().parameters(), lr=0.1)
+    with pytest.raises(mo.InputError, match="`state_dict` must hold potentials"):
+        optimizer.load_state_dict(sgd.state_dict())
+
+
+@pytest.mark.parametrize("dual", [True, False])
+def test_embeddings_and_rates_that_are_tensors(dual, tmp_path):
+    """Sparse gradients as dense ones, and scalars of numpy and torch."""
+    ends = []
+    for sparse in (True, False):
+        torch.manual_seed(0)
+        table = nn.Embedding(5, 3, sparse=sparse)
+        potential = mo.HyperbolicEntropy(np.float64(0.1))
+        optimizer = mo.MirrorDescent(table.parameters(), potential, torch.tensor(0.1), dual=dual)
+        table(torch.tensor([1, 1, 4])).sum().backward()
+        optimizer.step()
+        ends.append(table.weight.detach().clone())
+        torch.save(optimizer.state_dict(), tmp_path / "state.pt")
+        optimizer.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(*ends)
 
 
 def test_half_precision_is_refused():
