@@ -274,6 +274,7 @@ class SmoothedHomogeneous(SeparablePotential):
         converges from every start without a bracket; from an upper bound it is monotone.
         """
         log_target, log_lam = torch.log(target), math.log(self.lam)
+        close = max(1e-13, 8 * torch.finfo(target.dtype).eps)
         y = torch.minimum(log_target / (self.p - 1), log_target - log_lam)
         for _ in range(60):
             power, linear = (self.p - 1) * y, y + log_lam
@@ -281,7 +282,7 @@ class SmoothedHomogeneous(SeparablePotential):
             slope = 1 + (self.p - 2) * torch.exp(power - total)
             step = torch.where(target > 0, (total - log_target) / slope, 0.0)
             y = y - step
-            if not bool((step.abs() > 1e-13 * (1 + y.abs())).any()):
+            if not bool((step.abs() > close * (1 + y.abs())).any()):
                 break
         return torch.where(target > 0, torch.exp(y), 0.0)
 

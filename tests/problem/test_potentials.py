@@ -110,3 +110,15 @@ def test_bad_input(build, sentence):
     with pytest.raises(mo.InputError) as error:
         build()
     assert str(error.value) == sentence
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 8), (torch.float64, 10)])
+def test_newton_ends_when_it_has_converged(monkeypatch, dtype, most):
+    """In either precision, to its round-off."""
+    calls, add = [], torch.logaddexp
+    monkeypatch.setattr(torch, "logaddexp", lambda *args: calls.append(1) or add(*args))
+    potential = mo.SmoothedHomogeneous(p=10, lam=0.1)
+    theta = torch.logspace(-12, 3, 1001, dtype=dtype)
+    found = potential.inverse_gradient(potential.gradient(theta))
+    assert float(((found - theta) / theta).abs().max()) < 4 * torch.finfo(dtype).eps
+    assert len(calls) <= most
