@@ -200,6 +200,7 @@ def _list(command: ListScenarios) -> int:
 
 
 def _list_runs(command: ListScenarios) -> int:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
@@ -209,16 +210,14 @@ def _list_runs(command: ListScenarios) -> int:
     if command.json:
         print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
         return 0
-    table = Table("run", "made by", "state", "status", "log(1/loss)", "steps", "seconds", "MB")
+    table = Table("run", "state", "status", "log(1/loss)", "steps", "s", "MB", box=box.SIMPLE_HEAD)
     table.columns[0].overflow = "fold"
     for one in found:
         loss, seconds = (
-            it if isinstance(it, str) else f"{it:.5g}" for it in (one.log_inverse_loss, one.seconds)
+            it if isinstance(it, str) else f"{it:.4g}" for it in (one.log_inverse_loss, one.seconds)
         )
-        table.add_row(
-            one.run, one.scenario, one.state, one.status, loss, str(one.steps), seconds,
-            f"{one.bytes / 1e6:.1f}",
-        )  # fmt: skip
+        size = f"{one.bytes / 1e6:.1f}"
+        table.add_row(one.run, one.state, one.status, loss, str(one.steps), seconds, size)
     Console().print(table)
     return 0
 
