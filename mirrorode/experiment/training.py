@@ -162,10 +162,8 @@ class Training(Job):
     def told(self, result: Trained) -> dict[str, Any]:
         """Whether it diverged, what it reached, and at what cost; there are no verdicts."""
         last = dict(zip(MEASURES, result.history[-1].tolist(), strict=True))
-        epochs, best = (
-            int(last.pop("epoch")),
-            float(result.measure("train_loss").nan_to_num(math.inf).min()),
-        )
+        epochs = int(last.pop("epoch"))
+        best = float(result.measure("train_loss").nan_to_num(math.inf).min())
         status, message = "TRAINED", f"{epochs} epochs"
         if not math.isfinite(last["train_loss"]):
             status, message = "DIVERGED", f"{message} until the loss was no number"
