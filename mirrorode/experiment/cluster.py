@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from mirrorode.experiment import store
-from mirrorode.experiment.keys import code, place
+from mirrorode.experiment.keys import place, version
 from mirrorode.experiment.work import Task, work
 from mirrorode.experiment.workers import Outcome, Tell, paced, packed, reason, unpacked
 from mirrorode.problem.errors import InputError
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 PATIENCE = 10  # seconds in which a scheduler must answer
-FILES = ("trajectory.npz", "run.json")  # in the order in which they are stored
+FILES = (store.RESULT, "run.json")  # in the order in which they are stored
 
 
 def connect(address: str) -> Client:
@@ -52,7 +52,7 @@ def connect(address: str) -> Client:
         raise InputError(f"{sentence}, but is {address!r} ({reason(error)})") from None
 
 
-def remotely(data: bytes, version: str, topic: str, number: int) -> dict[str, bytes]:
+def remotely(data: bytes, expected: str, topic: str, number: int) -> dict[str, bytes]:
     """Do a task on a worker of the cluster, and give the files of its run folder.
 
     Raises:
@@ -60,14 +60,14 @@ def remotely(data: bytes, version: str, topic: str, number: int) -> dict[str, by
     """
     from distributed import get_worker
 
-    if code() != version:
+    task = unpacked(data)
+    if version(task.job) != expected:
         raise ValueError("the worker has another version of mirrorode")
     torch.set_num_threads(1)
     worker = get_worker()
     # Where another worker of the machine finds the checkpoint if this one dies.
     scratch = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mirrorode"
     show = paced(lambda share, state: worker.log_event(topic, (number, share, state)))
-    task = unpacked(data)
     while True:
         folder = work(task, scratch, show)
         try:
@@ -86,7 +86,7 @@ def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> 
     """
     from distributed import as_completed
 
-    topic, version = f"mirrorode-{uuid.uuid4()}", code()
+    topic = f"mirrorode-{uuid.uuid4()}"
     client.subscribe_topic(topic, lambda event: tell(*event[1]))
     waiting = iter(range(len(tasks)))
     numbers: dict[Any, int] = {}
@@ -98,8 +98,9 @@ def on_cluster(tasks: Sequence[Task], out: Path, client: Client, tell: Tell) -> 
             tell(0, 0.0, "waiting for a worker")
         threads = max(1, threads)
         while len(numbers) < threads and (number := next(waiting, None)) is not None:
+            task = tasks[number]
             future = client.submit(
-                remotely, packed(tasks[number]), version, topic, number, pure=False
+                remotely, packed(task), version(task.job), topic, number, pure=False
             )
             numbers[future] = number
             ended.add(future)

@@ -1,5 +1,6 @@
 """The command line, called in this process."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ def call(*arguments: str) -> int:
     with pytest.raises(SystemExit) as end:
         cli.main(list(arguments))
     return end.value.code
+
+
+def until_a_run_is_stored(process, home: Path) -> None:
+    """Wait until the command that ``process`` is has stored a student's run below ``home``."""
+    while not list(home.glob("runs/students-*/*/run.json")):
+        time.sleep(0.05)
+        assert process.poll() is None
 
 
 def stored(home: Path, name: str) -> Path:

@@ -21,6 +21,7 @@ import mirrorode as mo
 from mirrorode.experiment import keys, store
 from mirrorode.experiment.integration import Integration
 from mirrorode.experiment.work import Task, work
+from tests.experiment.commands import until_a_run_is_stored
 
 
 @pytest.fixture(scope="module")
@@ -234,9 +235,7 @@ def test_sigterm_ends_as_ctrl_c(tmp_path):
     with subprocess.Popen(
         command, cwd=tmp_path, stderr=subprocess.PIPE, text=True, stdout=subprocess.DEVNULL
     ) as process:
-        while not list(tmp_path.glob("runs/students-*/*/run.json")):
-            time.sleep(0.05)
-            assert process.poll() is None
+        until_a_run_is_stored(process, tmp_path)
         os.kill(process.pid, signal.SIGTERM)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130

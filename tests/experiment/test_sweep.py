@@ -17,12 +17,12 @@ from rich.console import Console
 
 import mirrorode as mo
 from mirrorode.experiment import store, sweep, workers
-from mirrorode.experiment.cluster import connect, on_cluster
+from mirrorode.experiment.cluster import connect, on_cluster, remotely
 from mirrorode.experiment.display import Display
 from mirrorode.experiment.integration import Integration
-from mirrorode.experiment.keys import place
+from mirrorode.experiment.keys import place, version
 from mirrorode.experiment.work import Task
-from tests.experiment.commands import call, stored
+from tests.experiment.commands import call, stored, until_a_run_is_stored
 from tests.experiment.deadly import Deadly
 
 SMALL = ["--quick", "--neurons", "4", "--samples", "10", "--limit", "200"]
@@ -207,6 +207,18 @@ def test_a_task_that_kills_the_workers_of_a_cluster(cluster, tmp_path, monkeypat
     assert ended == {0: "4 workers died of it", 1: "", 2: ""}
 
 
+def test_a_worker_with_other_code(tmp_path):
+    """Also where only a job's own modules differ; with the right version it is begun."""
+    pytest.importorskip("distributed")
+    task = deadly(tmp_path, 0, "any")
+    right, own = version(task.job), version(task.job).split("-")[0] + "-other"
+    for wrong in ("older", own):
+        with pytest.raises(ValueError, match="another version of mirrorode"):
+            remotely(workers.packed(task), wrong, "topic", 0)
+    with pytest.raises(ValueError, match="No worker"):
+        remotely(workers.packed(task), right, "topic", 0)
+
+
 def test_no_cluster(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("mirrorode.experiment.cluster.PATIENCE", 1)
@@ -246,9 +258,7 @@ def test_interrupted_and_gone_on_with(tmp_path):
         # A process in the background of a shell ignores ctrl-C, and so would its children.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:  # fmt: skip
-        while not list(tmp_path.glob("runs/students-*/*/run.json")):
-            time.sleep(0.05)
-            assert process.poll() is None
+        until_a_run_is_stored(process, tmp_path)
         os.killpg(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert process.returncode == 130
